@@ -1,0 +1,86 @@
+"""Shape contracts: say once what a function needs, and refuse the rest in words.
+
+Every public function of the course states the shapes of its arguments in its docstring. This module
+lets it enforce the same line, so that a mistake is reported where it was made::
+
+    >>> check_shapes(("mean", torch.zeros(3, 5), "batch k"), ("logvar", torch.zeros(3, 4), "batch k"))
+    Traceback (most recent call last):
+    ...
+    ValueError: logvar has shape (3, 4) but needs (batch, k) = (3, 5), the sizes that mean has.
+"""
+
+import torch
+from torch import Tensor
+
+
+def check_shapes(*arguments: tuple[str, Tensor, str]) -> dict[str, int]:
+    """Check that tensors have the shapes a function needs and agree with each other.
+
+    Args:
+        arguments: triples ``(name, tensor, pattern)``. A pattern lists the dimensions by name, as in
+            ``"batch k"``; the same name must have the same size wherever it stands. A last word
+            ``...`` matches any further dimensions, which must agree as well.
+
+    Returns:
+        The size of each named dimension.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: a shape does not fit; the message says which, what it is and what it should be.
+    """
+    sizes: dict[str, int] = {}
+    trailing: tuple[int, ...] | None = None
+    first = arguments[0][0]
+    for name, tensor, pattern in arguments:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}.")
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"{name} has dtype {tensor.dtype} but needs a floating-point one: "
+                f"convert it with {name}.float()."
+            )
+        words = pattern.split()
+        open_ended = words[-1] == "..."
+        named = words[:-1] if open_ended else words
+        shape = tuple(tensor.shape)
+        fits = len(shape) >= len(named) if open_ended else len(shape) == len(named)
+        fits = fits and all(sizes.setdefault(w, n) == n for w, n in zip(named, shape))
+        if fits and open_ended:
+            trailing = shape[len(named) :] if trailing is None else trailing
+            fits = shape[len(named) :] == trailing
+        if not fits:
+            known = [str(sizes.get(w, w)) for w in named]
+            if open_ended:
+                known += ["..."] if trailing is None else [str(n) for n in trailing]
+            needs, needed = _tuple(words), _tuple(known)
+            because = "" if needs == needed else f" = {needed}"
+            because += "" if needs == needed or name == first else f", the sizes that {first} has"
+            raise ValueError(f"{name} has shape {shape} but needs {needs}{because}.")
+    return sizes
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise ``ValueError`` if ``tensor`` holds NaN or infinity, saying how many and where.
+
+    One pass over the data: meant for the border of a program (a data set, a batch of new images),
+    not for the inside of a training loop.
+    """
+    bad = ~torch.isfinite(tensor)
+    if bad.any():
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} holds {int(bad.sum()):,} values that are NaN or infinite, the first at {where}. "
+            "Remove or repair these examples first: one of them is enough to spoil every weight."
+        )
+
+
+def check_unit_interval(name: str, tensor: Tensor) -> None:
+    """Raise ``ValueError`` unless every value of ``tensor`` lies in [0, 1]."""
+    low, high = tensor.min().item(), tensor.max().item()
+    if low < 0 or high > 1:
+        hint = " Divide 8-bit images by 255." if low >= 0 and 1 < high <= 255 else ""
+        raise ValueError(f"{name} has values from {low:g} to {high:g} but needs [0, 1].{hint}")
+
+
+def _tuple(words: list[str]) -> str:
+    return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
