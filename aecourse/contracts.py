@@ -77,7 +77,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 def check_unit_interval(name: str, tensor: Tensor) -> None:
     """Raise ``ValueError`` unless every value of ``tensor`` lies in [0, 1]."""
     low, high = tensor.min().item(), tensor.max().item()
-    if low < 0 or high > 1:
+    if not (low >= 0 and high <= 1):  # so written, it refuses NaN as well
         hint = " Divide 8-bit images by 255." if low >= 0 and 1 < high <= 255 else ""
         raise ValueError(f"{name} has values from {low:g} to {high:g} but needs [0, 1].{hint}")
 

@@ -95,9 +95,7 @@ class LinearAutoencoder(nn.Module):
         ValueError: ``offset`` or ``penalty`` has the wrong shape, or a weight is negative.
     """
 
-    def __init__(
-        self, dim: int, code_dim: int, offset: Tensor | None = None, penalty: Tensor | None = None
-    ):
+    def __init__(self, dim: int, code_dim: int, offset: Tensor | None = None, penalty: Tensor | None = None):
         super().__init__()
         offset = torch.zeros(dim) if offset is None else offset
         penalty = torch.zeros(code_dim) if penalty is None else penalty
@@ -121,7 +119,7 @@ class LinearAutoencoder(nn.Module):
 
     def loss(self, x: Tensor) -> Loss:
         """Squared error per example, summed over dimensions, plus the penalty."""
-        check_shapes(("x", x, "batch D"), ("offset", self.offset, "D"))
+        check_shapes(("offset", self.offset, "D"), ("x", x, "batch D"))
         error = (self.decode(self.encode(x)) - x).square().sum(dim=1).mean()
         norms = self.encoder.weight.square().sum(dim=1) + self.decoder.weight.square().sum(dim=0)
         penalty = (self.penalty * norms).sum()
@@ -129,10 +127,11 @@ class LinearAutoencoder(nn.Module):
 
     def validate(self, images: Tensor) -> None:
         """Refuse data of the wrong width or with NaN; ``fit`` asks once, before the first step."""
-        check_shapes(("images", images, "batch D"), ("offset", self.offset, "D"))
+        check_shapes(("offset", self.offset, "D"), ("images", images, "batch D"))
         check_finite("images", images)
 
 
+@torch.no_grad()
 def axis_distance(components: Tensor, decoder: Tensor) -> float:
     r"""How far the columns of a decoder are from the principal axes, one by one; 0 is perfect.
 
@@ -149,12 +148,14 @@ def axis_distance(components: Tensor, decoder: Tensor) -> float:
     return float((1 - cosines.square().amax(dim=1)).mean())
 
 
+@torch.no_grad()
 def subspace_distance(components: Tensor, decoder: Tensor) -> float:
     r"""How far the column space of a decoder is from the principal subspace; 0 is perfect.
 
     .. math:: 1 - \operatorname{tr}(U U^\top Q Q^\top) / k
 
-    with Q an orthonormal basis of the decoder's column space.
+    with Q an orthonormal basis of the decoder's column space. A decoder with dead or parallel columns
+    spans less than k dimensions, and what it does not span counts as missed.
 
     Args:
         components: ``(k, D)``, orthonormal rows.
@@ -163,8 +164,10 @@ def subspace_distance(components: Tensor, decoder: Tensor) -> float:
     Source: Bao et al. (2020), section 6.
     """
     code_dim = check_shapes(("components", components, "k D"), ("decoder", decoder, "D k"))["k"]
-    basis = torch.linalg.qr(decoder).Q
-    return float(1 - (components @ basis).square().sum() / code_dim)
+    # Not QR: for a column that is zero or depends on the others it invents a direction.
+    basis, lengths, _ = torch.linalg.svd(decoder, full_matrices=False)
+    spanned = lengths > lengths[0] * max(decoder.shape) * torch.finfo(decoder.dtype).eps
+    return float(1 - (components @ basis[:, spanned]).square().sum() / code_dim)
 
 
 class PPCA(NamedTuple):
@@ -188,7 +191,7 @@ class PPCA(NamedTuple):
 
         Inverts the k x k matrix M = W'W + variance I instead of the D x D covariance.
         """
-        sizes = check_shapes(("x", x, "batch D"), ("weight", self.weight, "D k"))
+        sizes = check_shapes(("weight", self.weight, "D k"), ("x", x, "batch D"))
         dim, code_dim = sizes["D"], sizes["k"]
         centred = x - self.mean
         factor = torch.linalg.cholesky(self._precision())
@@ -198,8 +201,8 @@ class PPCA(NamedTuple):
         return -0.5 * (dim * math.log(2 * math.pi) + log_det + mahalanobis)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Exact p(z|x) = N(mean, cov): ``(batch, D)`` to ``(batch, k)`` and ``(k, k)``, the same for all x."""
-        check_shapes(("x", x, "batch D"), ("weight", self.weight, "D k"))
+        """Exact p(z|x) = N(mean, cov): ``(batch, D)`` to ``(batch, k)`` and ``(k, k)``, shared by all x."""
+        check_shapes(("weight", self.weight, "D k"), ("x", x, "batch D"))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._precision()))
         return (x - self.mean) @ self.weight @ inverse, self.variance * inverse
 
@@ -241,4 +244,6 @@ def fit_ppca(x: Tensor, k: int) -> PPCA:
             f"x lies in a subspace of at most k = {k} dimensions, so no noise is left to model: "
             "the likelihood grows without bound. Take a smaller k."
         )
-    return PPCA(mean, components[:k].T * (eigenvalues[:k] - variance).sqrt(), variance)
+    # The difference is never negative, but rounding can make it so where all eigenvalues are equal.
+    lengths = (eigenvalues[:k] - variance).clamp(min=0).sqrt()
+    return PPCA(mean, components[:k].T * lengths, variance)

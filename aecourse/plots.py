@@ -63,6 +63,8 @@ def images(
     if channels not in (1, 3):
         raise ValueError(f"pictures have {channels} channels but need 1 or 3.")
     rows = math.ceil(count / columns)
+    if titles is not None and len(titles) != rows:
+        raise ValueError(f"titles has {len(titles)} entries but needs {rows}, one for each row.")
     gap = max(1, width // 14)
     blank = 0.0 if symmetric or channels == 1 else 1.0
     canvas = torch.full((channels, rows * (height + gap), columns * (width + gap)), blank)
@@ -74,7 +76,7 @@ def images(
         _, ax = plt.subplots(figsize=(columns * size + 0.9 * bool(titles), rows * size * height / width))
     limit = float(pictures.abs().max()) if symmetric else 1.0
     ax.imshow(
-        canvas.permute(1, 2, 0).squeeze(-1),
+        canvas.permute(1, 2, 0).squeeze(-1).numpy(),
         cmap="RdBu_r" if symmetric else "gray_r",
         vmin=-limit if symmetric else 0.0,
         vmax=limit,
@@ -114,8 +116,13 @@ def codes(points: Tensor, labels: Tensor, ax: Axes | None = None) -> Axes:
     The digit stands at the median of its class, so that colour is not the only clue.
     """
     check_shapes(("points", points, "N two"))
+    if points.shape[1] != 2 or labels.shape != points.shape[:1]:
+        raise ValueError(
+            f"points and labels have the shapes {tuple(points.shape)} and {tuple(labels.shape)} but need "
+            "(N, 2) and (N,)."
+        )
     ax = plt.subplots(figsize=(4.6, 4.2))[1] if ax is None else ax
-    points = points.detach().cpu()
+    points, labels = points.detach().cpu(), labels.cpu()
     for label in labels.unique().tolist():
         chosen = points[labels == label]
         ax.scatter(*chosen.T, s=6, alpha=0.5, color=f"C{label}", linewidths=0)

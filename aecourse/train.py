@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,7 +22,7 @@ class History:
     """What happened in training: for each epoch, the mean of the loss and of each of its parts."""
 
     train: dict[str, list[float]] = field(default_factory=dict)
-    """``total`` and the parts, one number per epoch, averaged over the examples while they were trained on."""
+    """``total`` and the parts, one number per epoch, averaged over the examples as they were trained on."""
 
     test: dict[str, list[float]] = field(default_factory=dict)
     """The same on ``test_images`` at the end of each epoch; empty without them."""
@@ -97,10 +98,15 @@ def fit(
         raise ValueError(f"lr is {lr} but must be positive.")
     if checkpoint_steps is not None and (checkpoint_steps < 1 or checkpoint is None):
         raise ValueError("checkpoint_steps must be at least 1 and needs a checkpoint to write to.")
-    model.validate(images)
-    if test_images is not None:
-        model.validate(test_images)
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        raise ValueError(f"checkpoint is {str(checkpoint)!r}, a folder, but must name a file.")
+    for name, examples in (("images", images), ("test_images", test_images)):
+        if examples is not None and len(examples) == 0:
+            raise ValueError(f"{name} holds no examples.")
+        if examples is not None:
+            model.validate(examples)
 
+    lr, seed = float(lr), int(seed)  # a NumPy number would make the checkpoint unreadable
     home = next(model.parameters()).device
     target = pick_device(device)
     images = images.to(target)
@@ -108,6 +114,7 @@ def fit(
     # One fused kernel for all parameters: most of what a small model's step costs is Adam's update.
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=target.type in ("cpu", "cuda"))
     settings = {"batch_size": batch_size, "lr": lr, "seed": seed, "data": _fingerprint(images)}
+    settings.update(_made_with(model))
     starts = range(0, len(images), batch_size)
     history = History()
     step, sums = 0, {}  # the next step of this epoch, and the losses summed over those before it
@@ -158,14 +165,14 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, images: Tensor, *, batch_size: int = 1000, seed: int = 0
-) -> dict[str, float]:
+def evaluate(model: nn.Module, images: Tensor, *, batch_size: int = 1000, seed: int = 0) -> dict[str, float]:
     """The loss and its parts on ``images``, ``(N, ...)``: means over all examples.
 
     The model's noise is seeded, so two calls with the same weights give the same numbers, and it is put
     into evaluation mode for the time of the call.
     """
+    if len(images) == 0:
+        raise ValueError("images holds no examples.")
     was_training = model.training
     model.eval()
     sums: dict[str, float] = {}
@@ -193,7 +200,7 @@ def _check_loss(loss, epoch: int, step: int) -> None:
         return
     bad = [name for name, value in loss.parts.items() if not torch.isfinite(value)] or ["total"]
     raise FloatingPointError(
-        f"The loss is {float(loss.total)} at epoch {epoch + 1}, step {step + 1}, through its term "
+        f"The loss is {loss.total.item()} at epoch {epoch + 1}, step {step + 1}, through its term "
         f"{' and '.join(bad)}; the weights before this step are unharmed. Try a smaller lr first; a log "
         "variance that runs away is the usual cause, a value the likelihood cannot explain the next."
     )
@@ -204,6 +211,17 @@ def _fingerprint(images: Tensor) -> str:
     sample = images[:: max(1, len(images) // 100)].detach().cpu().contiguous()
     digest = hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
     return f"{tuple(images.shape)} {images.dtype} {digest}"
+
+
+def _made_with(model: nn.Module) -> dict[str, object]:
+    """The model's own numbers and names (``beta``, ``likelihood``, ...): with others it is another run."""
+    return {
+        f"model.{name}": value.item() if isinstance(value, np.generic) else value
+        for name, value in vars(model).items()
+        if isinstance(value, (int, float, str, tuple, np.generic))
+        and name != "training"
+        and not name.startswith("_")
+    }
 
 
 def _save(path, model, optimizer, settings, step, sums, history) -> None:
@@ -230,20 +248,25 @@ def _resume(path, model, optimizer, settings, target) -> tuple[int, dict, Histor
     try:
         state = torch.load(path, map_location=target, weights_only=True)
         theirs = {name: tuple(value.shape) for name, value in state["model"].items()}
+        their_class, their_settings = state["model_class"], state["settings"]
     except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint that fit wrote: {error}") from error
+        # torch's own advice here is to load the file without its safeguard: keep it out of the message.
+        raise ValueError(
+            f"{path} is not a checkpoint that fit wrote, or it is damaged. Give this run a file of its "
+            "own, or delete that one to start again."
+        ) from error
     ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if state["model_class"] != type(model).__name__ or theirs != ours:
+    if their_class != type(model).__name__ or theirs != ours:
         differing = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
         detail = "".join(f"; {n} is {theirs.get(n)} there, {ours.get(n)} here" for n in differing[:1])
         raise ValueError(
-            f"{path} is the checkpoint of another model: a {state['model_class']}, not this "
+            f"{path} is the checkpoint of another model: a {their_class}, not this "
             f"{type(model).__name__}{detail}. Give this run a file of its own."
         )
     for name, value in settings.items():
-        if state["settings"][name] != value:
+        if their_settings.get(name) != value:
             raise ValueError(
-                f"{path} is the checkpoint of a run with {name} = {state['settings'][name]}, not "
+                f"{path} is the checkpoint of a run with {name} = {their_settings.get(name)}, not "
                 f"{value}, so this run cannot continue it. Give this run a file of its own."
             )
     model.load_state_dict(state["model"])

@@ -93,18 +93,21 @@ class VAE(nn.Module):
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(batch, *image_shape)`` to the ``mean`` and ``logvar`` of q(z|x), each ``(batch, latent_dim)``."""
+        """``(batch, *image_shape)`` to ``mean`` and ``logvar`` of q(z|x), each ``(batch, latent_dim)``."""
         self._check_images("x", x)
-        return self.encoder(x)
+        mean, logvar = self.encoder(x)
+        self._check_codes("the encoder's mean", mean)
+        return mean, logvar
 
     def decode(self, z: Tensor) -> Tensor:
         """``(batch, latent_dim)`` to the mean of p(x|z), ``(batch, *image_shape)``: what one looks at."""
-        check_shapes(("z", z, "batch latent_dim"))
+        self._check_codes("z", z)
         output = self.decoder(z)
         return output.sigmoid() if self.likelihood == "bernoulli" else output
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), ``(batch,)``, nats per example."""
+        self._check_codes("z", z)
         output = self.decoder(z)
         if self.likelihood == "bernoulli":
             return bernoulli_log_likelihood(x, output)
@@ -166,4 +169,11 @@ class VAE(nn.Module):
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)} but this model needs (batch, "
                 f"{', '.join(map(str, self.image_shape))})."
+            )
+
+    def _check_codes(self, name: str, z: Tensor) -> None:
+        check_shapes((name, z, "batch latent_dim"))
+        if z.shape[1] != self.latent_dim:
+            raise ValueError(
+                f"{name} has shape {tuple(z.shape)} but this model needs (batch, {self.latent_dim})."
             )

@@ -1,0 +1,89 @@
+"""The package as a whole: what importing it costs, and who may know whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aecourse
+
+REPOSITORY = Path(__file__).parents[1]
+CORE = {"aecourse", "numpy", "torch", "tqdm"}
+
+# A module may import those it is listed with and nothing else of the course: the chapters' order.
+MAY_IMPORT = {
+    "contracts": set(),
+    "likelihoods": {"contracts"},
+    "bounds": {"contracts"},
+    "nets": {"contracts"},
+    "linear": {"contracts", "bounds"},
+    "vae": {"contracts", "bounds", "likelihoods", "nets"},
+    "data": {"contracts"},
+    "train": {"contracts", "bounds"},
+    "plots": {"contracts", "train", "vae"},
+}
+
+
+def imports(module: str, top_level: bool) -> set[str]:
+    """Names of the modules that a module of the course imports, at its top level or anywhere."""
+    tree = ast.parse((REPOSITORY / "aecourse" / f"{module}.py").read_text(encoding="utf-8"))
+    found = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "aecourse":
+            found |= {f"aecourse.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
+
+
+def test_importing_the_package_imports_nothing_slow_or_optional():
+    script = "import sys, aecourse; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    loaded = set(run.stdout.split())
+    assert "torch" in loaded
+    optional = {"matplotlib", "sklearn", "skimage", "torchvision", "ipywidgets", "anywidget", "IPython"}
+    assert loaded & optional == set()
+    assert run.stderr == ""
+
+
+def test_everything_in_all_exists():
+    assert len(set(aecourse.__all__)) == len(aecourse.__all__)
+    for name in aecourse.__all__:
+        assert getattr(aecourse, name) is not None
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_modules_know_only_what_comes_before_them(module):
+    of_the_course = {name for name in imports(module, top_level=False) if name.split(".")[0] == "aecourse"}
+    assert of_the_course <= {f"aecourse.{name}" for name in MAY_IMPORT[module]}
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_the_core_needs_three_packages(module):
+    needed = {name.split(".")[0] for name in imports(module, top_level=True)} - set(sys.stdlib_module_names)
+    assert needed <= (CORE | {"matplotlib"} if module == "plots" else CORE)
+
+
+def project() -> dict:
+    tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml with tomllib, of Python 3.11")
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_three_packages_are_the_declared_ones():
+    names = {requirement.split(">")[0].strip() for requirement in project()["dependencies"]}
+    assert names == CORE - {"aecourse"}
+
+
+def test_what_is_imported_where_it_is_used_is_declared_as_an_extra():
+    book = {requirement.split(">")[0].strip() for requirement in project()["optional-dependencies"]["book"]}
+    assert {"matplotlib", "scikit-learn", "scikit-image", "torchvision"} <= book
+
+
+def test_the_version_is_the_declared_one():
+    assert aecourse.__version__ == project()["version"]

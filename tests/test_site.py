@@ -1,0 +1,259 @@
+"""The built website, in a real browser: what no warning of the build would show.
+
+`make test` builds the site first. Without Chromium or without a site these tests skip and say so.
+"""
+
+import functools
+import http.server
+import re
+import shutil
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import torch
+
+from aecourse import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "_build" / "html"
+PAGES = sorted(path.stem for path in SITE.glob("*.html") if path.stem != "index")
+CHAPTERS = sorted(path.stem for path in (ROOT / "book").glob("*.ipynb"))
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+SLOWEST = 15_000  # milliseconds to wait for something to appear, on a busy machine
+
+pytestmark = [
+    pytest.mark.skipif(not PAGES, reason="there is no built site: run make book"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install chromium to test the site"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+
+
+@pytest.fixture(scope="module")
+def address():
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=SITE))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open a page; the page object carries what went wrong on it in ``problems``."""
+    contexts = []
+
+    def open_page(path, *, width=1280, **options):
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(SLOWEST)
+        page.problems, page.bytes = [], 0
+
+        def record(response):
+            if response.status >= 400:
+                page.problems.append(f"{response.status} {response.url}")
+            elif response.url.startswith(address):
+                page.bytes += len(response.body())
+
+        def request(sent):
+            if not sent.url.startswith((address, "data:", "blob:", "file:")):
+                page.problems.append(f"third-party request: {sent.url}")
+
+        page.on("response", record)
+        page.on("request", request)
+        page.on("pageerror", lambda error: page.problems.append(f"script error: {error}"))
+        page.goto(path if "://" in path else f"{address}/{path}", wait_until="networkidle")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def scroll_through(page):
+    """Bring every part of the page into view once, so that what waits to be seen starts."""
+    page.evaluate(
+        """async () => {
+            for (let y = 0; y < document.body.scrollHeight; y += 700) {
+                window.scrollTo(0, y);
+                await new Promise((done) => setTimeout(done, 30));
+            }
+        }"""
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_accessible_and_asks_nobody_else(visit, name, scheme):
+    import axe_playwright_python
+
+    page = visit(f"{name}.html", color_scheme=scheme)
+    scroll_through(page)
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    assert not page.problems
+    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text())
+    # One rule that axe leaves off by default, and that voice control depends on.
+    options = "{rules: {'label-content-name-mismatch': {enabled: true}}}"
+    found = page.evaluate(f"axe.run({options})")["violations"]
+    assert not [(v["id"], [node["html"][:150] for node in v["nodes"]]) for v in found]
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_is_complete(visit, name):
+    """Formulas are set, pictures have arrived and are described, and the page is not too heavy."""
+    page = visit(f"{name}.html")
+    scroll_through(page)
+    page.wait_for_selector("mjx-container", state="attached")
+    assert page.locator("mjx-merror, .cell_output .output.error").count() == 0
+    pictures = page.locator("article img").evaluate_all("all => all.map((i) => [i.alt, i.naturalWidth])")
+    assert len(pictures) >= 3
+    assert all(len(alt) > 30 and width > 0 for alt, width in pictures), pictures
+    assert page.bytes < 3.5e6
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_fits_a_phone(visit, name):
+    page = visit(f"{name}.html", width=360)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_internal_links_lead_somewhere():
+    from bs4 import BeautifulSoup
+
+    pages = {path.name: BeautifulSoup(path.read_text(), "html.parser") for path in SITE.glob("*.html")}
+    broken = []
+    for name, soup in pages.items():
+        for link in soup.find_all("a", href=True):
+            url = urlsplit(link["href"])
+            if url.scheme or url.netloc:
+                continue
+            target, anchor = unquote(url.path) or name, unquote(url.fragment)
+            if not (SITE / target).is_file() or (
+                anchor and target in pages and not pages[target].find(id=anchor)
+            ):
+                broken.append(f"{name}: {link['href']}")
+    assert not broken
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_colab_button_opens_this_chapter(visit, name):
+    page = visit(f"{name}.html")
+    link = page.locator("a[href^='https://colab.research.google.com/']").get_attribute("href")
+    path = re.fullmatch(
+        r"https://colab\.research\.google\.com/github/aecourse/aecourse/blob/main/(.+)", link
+    ).group(1)
+    assert path == f"book/{name}.ipynb"
+    assert (ROOT / path).is_file()
+
+
+def test_search_finds_a_word_of_a_chapter(visit):
+    page = visit("search.html?q=reparameterisation")
+    page.wait_for_selector("#search-results li a")
+    assert any("vae.html" in a.get_attribute("href") for a in page.locator("#search-results li a").all())
+
+
+class TestLatentSlider:
+    """The slider on the static page: by mouse, by keyboard, and right to the pixel."""
+
+    @pytest.fixture
+    def page(self, visit):
+        page = visit("vae.html")
+        page.locator(".latent-viewer").scroll_into_view_if_needed()
+        return page
+
+    @staticmethod
+    def grey(page):
+        """The picture on the canvas, ``(28, 28)``, ink as in the model: 1 is black."""
+        values = page.locator(".lv-picture").evaluate(
+            "(c) => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+        )
+        return 1 - torch.tensor(values).view(28, 28, 4)[..., 0] / 255
+
+    @staticmethod
+    def position(page):
+        sliders = page.locator(".latent-viewer input[type=range]")
+        return torch.tensor([[float(slider.input_value()) for slider in sliders.all()]])
+
+    def assert_shows_the_model(self, page):
+        expected = reference.load().vae.decode(self.position(page))[0, 0].detach()
+        error = (self.grey(page) - expected).abs()
+        assert error.max() < 0.12  # what 8-bit weights and 8-bit grey values may cost: see test_widgets.py
+        assert error.mean() < 0.005
+
+    def test_picture_is_what_the_model_decodes(self, page):
+        self.assert_shows_the_model(page)
+        assert self.grey(page).max() > 0.5  # there is ink
+
+    def test_mouse_moves_it(self, page):
+        before, start = self.grey(page), self.position(page)
+        slider = page.locator(".latent-viewer input[type=range]").first
+        box = slider.bounding_box()
+        page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + box["height"] / 2)
+        assert self.position(page)[0, 0] > start[0, 0] + 1
+        assert (self.grey(page) - before).abs().max() > 0.3
+        self.assert_shows_the_model(page)
+
+    def test_keyboard_moves_it(self, page):
+        start = self.position(page)
+        page.locator(".latent-viewer input[type=range]").first.focus()
+        for _ in range(4):
+            page.keyboard.press("ArrowRight")
+        page.keyboard.press("Tab")
+        page.keyboard.press("ArrowLeft")
+        moved = self.position(page) - start
+        torch.testing.assert_close(moved, torch.tensor([[0.2, -0.05]]), atol=1e-4, rtol=0)
+        self.assert_shows_the_model(page)
+
+    def test_plane_can_be_clicked_and_dragged(self, page):
+        box = page.locator(".lv-plane").bounding_box()
+        page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.75 * box["height"])
+        page.mouse.down()
+        torch.testing.assert_close(self.position(page), torch.tensor([[1.5, -1.5]]), atol=0.06, rtol=0)
+        page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"], steps=4)
+        page.mouse.up()
+        torch.testing.assert_close(self.position(page), torch.tensor([[-1.5, 0.0]]), atol=0.06, rtol=0)
+        self.assert_shows_the_model(page)
+
+    def test_buttons_draw_and_return(self, page):
+        page.get_by_role("button", name="Draw z from the prior").click()
+        drawn = self.position(page)
+        assert drawn.abs().max() > 0
+        page.get_by_role("button", name="Back to 0").click()
+        assert self.position(page).abs().max() == 0
+        self.assert_shows_the_model(page)
+
+    def test_names_and_words_for_those_who_do_not_see_it(self, page):
+        assert page.get_by_role("slider", name="z1").count() == 1
+        label = page.locator(".lv-picture").get_attribute("aria-label")
+        assert re.search(r"z = \(−0\.90, −0\.30\), where most test images nearby show a \d", label)
+
+    def test_page_opened_from_disk(self, visit):
+        page = visit((SITE / "vae.html").as_uri())
+        page.locator(".latent-viewer").scroll_into_view_if_needed()
+        page.locator(".latent-viewer input[type=range]").first.press("ArrowRight")
+        self.assert_shows_the_model(page)
+
+    def test_without_scripts_a_still_figure_stands_in(self, visit):
+        page = visit("vae.html", java_script_enabled=False)
+        assert page.locator(".latent-viewer").count() == 0
+        assert page.get_by_text("The sliders need scripts").is_visible()
+        figure = page.locator("#fig-vae-reference img")
+        assert figure.is_visible()
+        assert "decoded from a grid" in figure.get_attribute("alt")

@@ -1,0 +1,605 @@
+"""One training loop: the same numbers every time, also after it was killed, and errors that help."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from aecourse import data
+from aecourse.bounds import Loss
+from aecourse.linear import LinearAutoencoder
+from aecourse.train import History, evaluate, fit, pick_device
+from aecourse.vae import VAE
+
+COUNT, BATCH = 50, 16  # four steps an epoch, the last of them with two examples
+SETTINGS = {"batch_size": BATCH, "device": "cpu", "progress": False}
+
+
+def make(seed: int = 0, **options) -> VAE:
+    torch.manual_seed(seed)
+    return VAE.mlp((1, 4, 4), 2, hidden=(8,), **options)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(COUNT, 1, 4, 4)
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    return tmp_path / "run" / "vae.pt"  # the folder is made when it is needed
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a, b) -> bool:
+    """Equal to the last bit."""
+    a, b = (weights(m) if isinstance(m, nn.Module) else m for m in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Killed(Exception):
+    """Stands for anything that ends a run from outside."""
+
+
+def watch(model, before):
+    """Call ``before(n, batch)`` ahead of the n-th call of the model's loss, counted from 1."""
+    plain, calls = model.loss, []
+
+    def loss(batch):
+        calls.append(batch)
+        before(len(calls), batch)
+        return plain(batch)
+
+    model.loss = loss
+    return model
+
+
+def kill_at(model, step):
+    def before(n, batch):
+        if n == step:
+            raise Killed
+
+    return watch(model, before)
+
+
+class Mean(nn.Module):
+    """A model whose loss does not depend on its one weight: the mean of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def validate(self, images):
+        pass
+
+    def loss(self, x):
+        return Loss(total=x.mean() + 0 * self.weight, parts={"twice": 2 * x.mean()})
+
+
+# ---------------------------------------------------------------------------- what is done
+
+
+def test_it_is_adam_and_nothing_else():
+    # One batch holds all examples, so that their order does not matter.
+    x = torch.randn(30, 5, dtype=torch.float64)
+    torch.manual_seed(0)
+    ours = LinearAutoencoder(5, 2).double()
+    torch.manual_seed(0)
+    theirs = LinearAutoencoder(5, 2).double()
+    fit(ours, x, epochs=20, batch_size=30, lr=0.01, device="cpu", progress=False)
+    optimizer = torch.optim.Adam(theirs.parameters(), lr=0.01)
+    for _ in range(20):
+        optimizer.zero_grad()
+        theirs.loss(x).total.backward()
+        optimizer.step()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_every_example_is_used_once_per_epoch_and_in_a_new_order_each_time():
+    seen = []
+    model = watch(Mean(), lambda n, batch: seen.append(batch))
+    fit(model, torch.arange(10.0), epochs=3, batch_size=4, device="cpu", progress=False)
+    assert [len(batch) for batch in seen] == [4, 4, 2] * 3
+    orders = [torch.cat(seen[i : i + 3]).tolist() for i in (0, 3, 6)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len({tuple(order) for order in [*orders, range(10)]}) == 4
+
+
+def test_history_weighs_the_last_batch_by_its_size():
+    # The mean of the batch means would be 17 / 3 here.
+    images = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    history = fit(
+        Mean(), images, epochs=2, batch_size=4, test_images=images[:7], device="cpu", progress=False
+    )
+    assert history.train == {"total": pytest.approx([4.5, 4.5]), "twice": pytest.approx([9.0, 9.0])}
+    assert history.test == {"total": pytest.approx([3.0, 3.0]), "twice": pytest.approx([6.0, 6.0])}
+    assert history.epochs == len(history.seconds) == 2
+    assert all(seconds > 0 for seconds in history.seconds)
+
+
+def test_without_test_images_there_is_no_test_history(images):
+    history = fit(make(), images, epochs=1, **SETTINGS)
+    assert history.test == {}
+    assert history.train.keys() == {"total", "reconstruction", "kl"}
+
+
+def test_a_vae_learns_digits():
+    # A model without latent variables, every pixel with its own probability, reaches 26.8 nats on the test
+    # images. Six seeds reached 24.8 to 25.1, with a KL above 2: the latent variables carry something.
+    digits = data.load("digits")
+    torch.manual_seed(0)
+    vae = VAE.mlp(digits.image_shape, 4, hidden=(64,))
+    history = fit(
+        vae,
+        digits.train,
+        epochs=20,
+        batch_size=64,
+        lr=3e-3,
+        test_images=digits.test,
+        device="cpu",
+        progress=False,
+    )
+    pixels = digits.train.mean(dim=0).clamp(1e-6, 1 - 1e-6)
+    alone = -(digits.test * pixels.log() + (1 - digits.test) * (1 - pixels).log()).sum(dim=(1, 2, 3)).mean()
+    assert alone.item() == pytest.approx(26.8, abs=0.1)
+    assert history.test["total"][-1] < 25.6
+    assert history.test["kl"][-1] > 1.5
+
+
+# -------------------------------------------------------------------------- reproducibility
+
+
+def test_the_same_seed_gives_the_same_result_and_another_seed_another(images):
+    def run(seed, callers_seed):
+        model = make()
+        torch.manual_seed(callers_seed)  # what the caller drew before must not matter
+        history = fit(model, images, epochs=3, seed=seed, test_images=images[:7], **SETTINGS)
+        return model, history
+
+    (first, one), (second, two), (third, three) = run(1, 10), run(1, 20), run(2, 10)
+    assert same(first, second)
+    assert one.train == two.train
+    assert one.test == two.test
+    assert not same(first, third)
+    assert one.train != three.train
+
+
+def test_the_seed_sets_the_order_and_the_noise(images):
+    def run(seed, model, x):
+        seen = []
+        fit(watch(model, lambda n, batch: seen.append(batch)), x, epochs=1, seed=seed, **SETTINGS)
+        return torch.cat(seen)
+
+    assert not torch.equal(run(1, make(), images), run(2, make(), images))
+    # Equal images have no order: what differs is the noise.
+    equal = images[:1].repeat(COUNT, 1, 1, 1)
+    one, two = make(), make()
+    run(1, one, equal)
+    run(2, two, equal)
+    assert not same(one, two)
+
+
+def test_the_callers_generator_is_left_as_it_was(images):
+    model = make()
+    state = torch.get_rng_state()
+    fit(model, images, epochs=2, test_images=images, **SETTINGS)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(Killed):
+        fit(kill_at(model, 3), images, epochs=2, **SETTINGS)
+    assert torch.equal(torch.get_rng_state(), state)
+    evaluate(model, images)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"test_images": torch.full((9, 1, 4, 4), 0.5)},
+        {"progress": True},
+        {"checkpoint": "vae.pt"},
+        {"checkpoint": "vae.pt", "checkpoint_steps": 1},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_looking_does_not_change_what_is_trained(images, options, tmp_path):
+    if "checkpoint" in options:
+        options = {**options, "checkpoint": tmp_path / options["checkpoint"]}
+    plain, watched = make(), make()
+    fit(plain, images, epochs=3, **SETTINGS)
+    fit(watched, images, epochs=3, **{**SETTINGS, **options})
+    assert same(plain, watched)
+
+
+# ------------------------------------------------------------------- stopping and resuming
+
+
+@pytest.mark.parametrize("checkpoint_steps", [None, 1, 3])
+def test_a_run_killed_at_any_step_ends_where_it_would_have_ended(images, file, checkpoint_steps):
+    options = {
+        **SETTINGS,
+        "epochs": 3,
+        "seed": 5,
+        "test_images": images[:7],
+        "checkpoint_steps": checkpoint_steps,
+    }
+    whole = make()
+    expected = fit(whole, images, **options, checkpoint=file)
+    for step in range(1, 13):
+        file.unlink(missing_ok=True)
+        with pytest.raises(Killed):
+            fit(kill_at(make(), step), images, **options, checkpoint=file)
+        # Other first weights: all that matters has to come from the file, once there is one.
+        resumed = make(seed=99 if file.exists() else 0)
+        history = fit(resumed, images, **options, checkpoint=file)
+        assert same(resumed, whole), f"killed at step {step}"
+        assert history.train == expected.train
+        assert history.test == expected.test
+        assert history.epochs == 3
+
+
+def test_resuming_repeats_no_step_that_is_in_the_checkpoint(images, file):
+    with pytest.raises(Killed):
+        fit(kill_at(make(), 8), images, epochs=3, checkpoint=file, checkpoint_steps=2, **SETTINGS)
+    calls = []
+    model = watch(make(), lambda n, batch: calls.append(n))
+    fit(model, images, epochs=3, checkpoint=file, checkpoint_steps=2, **SETTINGS)
+    assert len(calls) == 12 - 6  # killed at the eighth step, written after the sixth
+
+
+def test_a_process_killed_by_the_system_resumes_to_the_same_numbers(images, tmp_path):
+    script = """
+import sys, time, torch
+from aecourse import VAE, fit
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = VAE.mlp((1, 4, 4), 2, hidden=(8,))
+plain, calls = model.loss, 0
+def loss(batch):
+    global calls
+    calls += 1
+    print(calls, flush=True)
+    time.sleep(0.01 if calls < 30 else 60)
+    return plain(batch)
+model.loss = loss
+fit(model, torch.load("images.pt"), epochs=10, batch_size=16, device="cpu", progress=False,
+    checkpoint="vae.pt", checkpoint_steps=2)
+"""
+    torch.save(images, tmp_path / "images.pt")
+    repository = Path(__file__).parents[1]
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        for printed in child.stdout:
+            if printed.strip() == "11":  # in the third epoch
+                break
+        child.kill()
+        assert child.wait() != 0, child.stderr.read()
+    assert (tmp_path / "vae.pt").is_file()
+    whole, resumed = make(), make(seed=99)
+    expected = fit(whole, images, epochs=10, **SETTINGS)
+    calls = []
+    watch(resumed, lambda n, batch: calls.append(n))
+    history = fit(resumed, images, epochs=10, checkpoint=tmp_path / "vae.pt", checkpoint_steps=2, **SETTINGS)
+    assert len(calls) <= 30
+    assert same(resumed, whole)
+    assert history.train == expected.train
+
+
+def test_more_epochs_train_on(images, file):
+    whole = make()
+    expected = fit(whole, images, epochs=4, **SETTINGS)
+    fit(make(), images, epochs=2, checkpoint=file, **SETTINGS)
+    longer = make(seed=99)
+    history = fit(longer, images, epochs=4, checkpoint=file, **SETTINGS)
+    assert same(longer, whole)
+    assert history.train == expected.train
+
+
+def test_a_finished_run_is_loaded_and_not_trained_on(images, file):
+    finished = make()
+    expected = fit(finished, images, epochs=2, checkpoint=file, **SETTINGS)
+    loaded = kill_at(make(seed=99), 1)  # a first step would be an error
+    history = fit(loaded, images, epochs=2, checkpoint=file, **SETTINGS)
+    assert same(loaded, finished)
+    assert history == expected
+
+
+def test_numbers_from_numpy_are_as_good_as_others(images, file):
+    options = {**SETTINGS, "lr": np.float64(1e-3), "seed": np.int64(3), "checkpoint": file}
+    fit(make(beta=np.float64(4.0)), images, epochs=1, **options)
+    history = fit(make(beta=4), images, epochs=2, **{**options, "lr": 1e-3, "seed": 3})
+    assert history.epochs == 2
+
+
+def test_a_checkpoint_outlives_a_failure_to_write_the_next(images, file, monkeypatch):
+    whole = make()
+    fit(whole, images, epochs=3, **SETTINGS)
+    fit(make(), images, epochs=1, checkpoint=file, **SETTINGS)
+    before = file.read_bytes()
+
+    def full(state, path):
+        Path(path).write_bytes(before[:100])
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            fit(make(), images, epochs=3, checkpoint=file, **SETTINGS)
+    assert file.read_bytes() == before
+    resumed = make(seed=99)
+    fit(resumed, images, epochs=3, checkpoint=file, **SETTINGS)
+    assert same(resumed, whole)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+OTHER_RUNS = {
+    "other sizes": (
+        lambda: VAE.mlp((1, 4, 4), 3, hidden=(8,)),
+        {},
+        r"another model: a VAE, not this VAE; encoder\.net\.2\.weight is \(4, 8\) there, \(6, 8\) here",
+    ),
+    "another depth": (
+        lambda: VAE.mlp((1, 4, 4), 2, hidden=(8, 8)),
+        {},
+        r"another model: a VAE, not this VAE; encoder\.net\.2\.weight is \(4, 8\) there, \(8, 8\) here",
+    ),
+    "another class": (
+        lambda: type("BetterVAE", (VAE,), {}).mlp((1, 4, 4), 2, hidden=(8,)),
+        {},
+        r"another model: a VAE, not this BetterVAE\.",
+    ),
+    "beta": (lambda: make(beta=4.0), {}, r"a run with model\.beta = 1\.0, not 4\.0"),
+    "likelihood": (
+        lambda: make(likelihood="gaussian"),
+        {},
+        r"a run with model\.likelihood = bernoulli, not gaussian",
+    ),
+    "variance": (lambda: make(variance=0.1), {}, r"a run with model\.variance = 1\.0, not 0\.1"),
+    "lr": (make, {"lr": 0.1}, r"a run with lr = 0\.001, not 0\.1"),
+    "batch_size": (make, {"batch_size": 10}, r"a run with batch_size = 16, not 10"),
+    "seed": (make, {"seed": 1}, r"a run with seed = 0, not 1"),
+    "fewer examples": (
+        make,
+        {"images": slice(0, 40)},
+        r"a run with data = \(50, 1, 4, 4\) .*, not \(40, 1, 4, 4\)",
+    ),
+    "other examples": (make, {"images": [*range(1, COUNT), 0]}, r"a run with data = \(50, 1, 4, 4\)"),
+}
+
+
+@pytest.mark.parametrize(("other", "changed", "message"), OTHER_RUNS.values(), ids=OTHER_RUNS)
+def test_the_checkpoint_of_another_run_is_refused(images, file, other, changed, message):
+    fit(make(), images, epochs=1, checkpoint=file, **SETTINGS)
+    content, model = file.read_bytes(), other()
+    before, changed = weights(model), dict(changed)
+    images = images[changed.pop("images", slice(None))]
+    with pytest.raises(ValueError, match=message) as caught:
+        fit(model, images, epochs=2, checkpoint=file, **{**SETTINGS, **changed})
+    assert str(caught.value).startswith(f"{file} is the checkpoint of ")
+    assert str(caught.value).endswith("Give this run a file of its own.")
+    # Neither the file nor the model was touched.
+    assert file.read_bytes() == content
+    assert same(model, before)
+
+
+def truncated(path, model):
+    torch.save(model.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, model: path.write_bytes(b""),
+        lambda path, model: path.write_text("lr: 0.001"),
+        truncated,
+        lambda path, model: torch.save(model, path),
+        lambda path, model: torch.save(model.state_dict(), path),
+        lambda path, model: torch.save({"model": model.state_dict(), "epoch": 3}, path),
+    ],
+    ids=["empty", "text", "truncated", "whole model", "state_dict", "another loop's"],
+)
+def test_a_file_that_is_no_checkpoint_is_refused_and_kept(images, tmp_path, write):
+    path = tmp_path / "file.pt"
+    write(path, make())
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="is not a checkpoint that fit wrote, or it is damaged") as caught:
+        fit(make(), images, epochs=1, checkpoint=path, **SETTINGS)
+    assert str(caught.value).startswith(str(path))
+    assert "Give this run a file of its own, or delete that one" in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+    assert path.read_bytes() == content
+
+
+# ------------------------------------------------------------------------------ divergence
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("call", "epoch", "step"), [(3, 1, 3), (5, 2, 1)])
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_spoils_the_weights(
+    images, file, value, call, epoch, step
+):
+    model = make()
+    plain, calls, before = model.loss, [], {}
+
+    def loss(batch):
+        result = plain(batch)
+        calls.append(1)
+        if len(calls) < call:
+            return result
+        before.update(weights(model))
+        kl = value * result.parts["kl"]
+        return Loss(total=result.total + kl, parts={**result.parts, "kl": kl})
+
+    model.loss = loss
+    message = rf"^The loss is {value} at epoch {epoch}, step {step}, through its term kl; .* smaller lr"
+    with pytest.raises(FloatingPointError, match=message):
+        fit(model, images, epochs=3, checkpoint=file, checkpoint_steps=1, **SETTINGS)
+    assert same(model, before)
+    assert all(torch.isfinite(w).all() for w in weights(model).values())
+    assert not model.training
+    # The last checkpoint is from before, and a loss that behaves goes on from it.
+    saved = torch.load(file, weights_only=True)
+    assert same(saved["model"], before)
+    whole, resumed = make(), make(seed=99)
+    fit(whole, images, epochs=3, **SETTINGS)
+    fit(resumed, images, epochs=3, checkpoint=file, checkpoint_steps=1, **SETTINGS)
+    assert same(whole, resumed)
+
+
+def test_a_term_that_is_not_named_is_called_total(images):
+    model = make()
+    model.loss = lambda batch: Loss(total=model.decoder.net[0].weight.sum() * math.nan, parts={})
+    with pytest.raises(FloatingPointError, match="through its term total"):
+        fit(model, images, epochs=1, **SETTINGS)
+
+
+def test_a_learning_rate_that_is_far_too_large_is_reported_so(images):
+    with pytest.raises(FloatingPointError, match="Try a smaller lr first"):
+        fit(make(), images, epochs=20, lr=1e4, **SETTINGS)
+
+
+# ------------------------------------------------------------- the model before and after
+
+
+def test_the_model_trains_in_training_mode_and_comes_back_ready_for_use(images):
+    modes = []
+    model = watch(make().eval(), lambda n, batch: modes.append(model.training))
+    fit(model, images, epochs=1, test_images=images[:5], **SETTINGS)
+    assert modes == [True] * 4 + [False]
+    assert not model.training
+    with pytest.raises(Killed):
+        fit(kill_at(model, 1), images, epochs=1, **SETTINGS)
+    assert not model.training
+
+
+def test_the_model_returns_to_the_device_it_came_from(images, monkeypatch):
+    # A second device is not everywhere, so this looks at where the model is sent.
+    sent = []
+    plain = VAE.to
+    monkeypatch.setattr(VAE, "to", lambda self, device: sent.append(str(device)) or plain(self, device))
+    fit(make(), images, epochs=1, **SETTINGS)
+    assert sent == ["cpu", "cpu"]
+    sent.clear()
+    with pytest.raises(Killed):
+        fit(kill_at(make(), 2), images, epochs=1, **SETTINGS)
+    assert sent == ["cpu", "cpu"]
+
+
+def test_the_callers_images_are_not_changed(images):
+    before = images.clone()
+    fit(make(), images, epochs=1, **SETTINGS)
+    assert torch.equal(images, before)
+
+
+def test_the_device_is_the_one_named_or_else_the_best(monkeypatch):
+    assert pick_device("cpu") == torch.device("cpu")
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert pick_device() == torch.device(expected)
+
+
+# ------------------------------------------------------------------------------ evaluation
+
+
+def test_evaluate_weighs_the_last_batch_by_its_size():
+    images = torch.arange(10.0)
+    for batch_size in (1, 3, 4, 10, 1000):
+        found = evaluate(Mean(), images, batch_size=batch_size)
+        assert found == {"total": pytest.approx(4.5), "twice": pytest.approx(9.0)}
+
+
+def test_evaluate_is_deterministic_and_leaves_the_mode_alone(images):
+    model = make()
+    for mode in (True, False):
+        model.train(mode)
+        modes = []
+        first = evaluate(watch(model, lambda n, batch, modes=modes: modes.append(model.training)), images)
+        assert first == evaluate(model, images)
+        assert modes == [False] * len(modes)
+        assert model.training is mode
+    assert first != evaluate(model, images, seed=1)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_last_test_entry_is_what_evaluate_gives(images):
+    model = make()
+    history = fit(model, images, epochs=2, seed=3, test_images=images[:9], **SETTINGS)
+    assert {name: values[-1] for name, values in history.test.items()} == evaluate(model, images[:9], seed=3)
+
+
+# -------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, r"^epochs is 0 but must be at least 1"),
+        ({"batch_size": 0}, r"^batch_size is 0 but must be at least 1"),
+        ({"lr": 0.0}, r"^lr is 0\.0 but must be positive"),
+        ({"lr": math.nan}, r"^lr is nan but must be positive"),
+        ({"checkpoint_steps": 5}, r"^checkpoint_steps must be at least 1 and needs a checkpoint"),
+        ({"checkpoint_steps": 0, "checkpoint": "vae.pt"}, r"^checkpoint_steps must be at least 1"),
+        ({"checkpoint": "."}, r"^checkpoint is '\.', a folder, but must name a file"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(images, options, message):
+    model = kill_at(make(), 1)  # none of these gets as far as a first step
+    with pytest.raises(ValueError, match=message):
+        fit(model, images, **{**SETTINGS, **options})
+
+
+def test_data_are_checked_before_the_first_step(images):
+    bad = images.clone()
+    bad[-1] = math.nan
+    for wrong in ({"images": bad}, {"images": images, "test_images": bad}):
+        model = kill_at(make(), 1)
+        with pytest.raises(ValueError, match=r"^images holds 16 values that are NaN"):
+            fit(model, **wrong, epochs=1, **SETTINGS)
+    for name in ("images", "test_images"):
+        with pytest.raises(ValueError, match=rf"^{name} holds no examples"):
+            fit(make(), **{"images": images, name: images[:0]}, epochs=1, **SETTINGS)
+    with pytest.raises(ValueError, match=r"^images holds no examples"):
+        evaluate(make(), images[:0])
+
+
+# ---------------------------------------------------------------------------- progress bar
+
+
+def test_the_progress_bar_is_on_unless_switched_off(images, capsys):
+    fit(make(), images, epochs=2, batch_size=BATCH, device="cpu")
+    shown = capsys.readouterr()
+    assert "8/8" in shown.err
+    assert re.search(r"total=\d", shown.err)
+    assert shown.out == ""
+    fit(make(), images, epochs=2, **SETTINGS)
+    shown = capsys.readouterr()
+    assert shown.err == shown.out == ""
+
+
+def test_the_progress_bar_of_a_resumed_run_starts_where_it_stopped(images, file, capsys):
+    fit(make(), images, epochs=2, checkpoint=file, **SETTINGS)
+    fit(make(), images, epochs=3, checkpoint=file, **{**SETTINGS, "progress": True})
+    assert "8/12" in capsys.readouterr().err
+
+
+def test_an_empty_history_has_no_epochs():
+    assert History().epochs == 0
