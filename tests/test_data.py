@@ -123,6 +123,15 @@ def test_digits_are_those_of_sklearn_and_every_fifth_is_for_testing():
     assert found.test_labels.bincount().min() >= 20
 
 
+def test_faces_are_faces_and_not_the_backgrounds_in_the_same_file():
+    from skimage.data import lfw_subset
+
+    faces, found = torch.from_numpy(lfw_subset()[:100]).float(), data.load("faces")
+    is_test = torch.arange(100) % 5 == 4
+    assert torch.equal(found.test[:, 0], faces[is_test])
+    assert torch.equal(found.train[:, 0], faces[~is_test])
+
+
 @pytest.mark.parametrize("name", ["digits", "faces"])
 def test_loading_is_deterministic_and_draws_no_random_numbers(name):
     state = torch.get_rng_state()
@@ -269,13 +278,14 @@ def test_mnist_is_mnist(mnist):
     assert mnist.image_shape == (1, 28, 28)
     assert mnist.train.shape == (60_000, 1, 28, 28)
     assert mnist.test.shape == (10_000, 1, 28, 28)
-    assert mnist.train.dtype == torch.float32
-    assert mnist.train_labels.dtype == torch.int64
+    assert mnist.train.dtype == mnist.test.dtype == torch.float32
+    assert mnist.train_labels.dtype == mnist.test_labels.dtype == torch.int64
     train = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert mnist.train_labels.bincount().tolist() == train
     assert mnist.test_labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert mnist.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
-    assert (mnist.train.min(), mnist.train.max()) == (0, 1)
+    for images in (mnist.train, mnist.test):
+        assert (images.min(), images.max()) == (0, 1)
     assert mnist.train.mean().item() == pytest.approx(0.1307, abs=5e-5)
     assert mnist.train.std().item() == pytest.approx(0.3081, abs=5e-5)
     assert "60,000 training and 10,000 test images of 1 x 28 x 28" in str(mnist)

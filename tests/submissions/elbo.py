@@ -375,6 +375,8 @@ return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).sum((1, 2, 3))
 return (-0.5 * (c + logvar + (x - mean) ** 2 / (var + 1e-6))).flatten(1).sum(1)
 # gaussian_rounded_constant | stability | last digits
 return (-0.91894 - 0.5 * (logvar + (x - mean) ** 2 / var)).flatten(1).sum(1)
+# gaussian_log_of_density | stability | no log need be taken
+return torch.log(torch.exp(-((x - mean) ** 2) / (2 * var)) / torch.sqrt(2 * math.pi * var)).flatten(1).sum(1)
 # gaussian_detached_square | gradients stability | no gradient reaches mean
 return (-0.5 * (c + logvar + ((x - mean) ** 2).detach() / var)).flatten(1).sum(1)
 # gaussian_detached_log | gradients | graph is cut
@@ -469,6 +471,8 @@ m, s = mean.double(), logvar.double()
 return (0.5 * (m**2 + s.exp() - s - 1).sum(1)).to(mean.dtype)
 # kl_vmap
 return torch.vmap(lambda m, s: 0.5 * (m @ m + (s.exp() - s - 1).sum()))(mean, logvar)
+# kl_expm1
+return 0.5 * (mean**2 + torch.expm1(logvar) - logvar).sum(1)
 # kl_warns_and_prints
 import warnings
 
@@ -489,6 +493,9 @@ return 0.5 * (trace + square - k - logdet)
 # full_eigenvalues
 values = torch.linalg.eigvalsh(cov)
 return 0.5 * ((values - values.log() - 1).sum(-1) + mean.square().sum(-1))
+# full_qr
+factor = torch.linalg.qr(cov).R
+return 0.5 * (trace + square - k - factor.diagonal(dim1=1, dim2=2).abs().log().sum(1))
 # full_loop_trace
 rows = [torch.trace(c) + m @ m - len(m) - torch.slogdet(c)[1] for m, c in zip(mean, cov)]
 return 0.5 * torch.stack(rows)
@@ -517,6 +524,9 @@ return (x * logits - torch.logaddexp(logits, torch.zeros_like(logits))).reshape(
 return torch.stack([-bce(a, b, reduction="sum") for a, b in zip(logits, x)])
 # bernoulli_by_hand
 return (x * logits - logits.clamp(min=0) - torch.log1p(torch.exp(-logits.abs()))).flatten(1).sum(1)
+# bernoulli_log_softmax
+off, on = torch.stack([torch.zeros_like(logits), logits]).log_softmax(0)
+return (x * on + (1 - x) * off).flatten(1).sum(1)
 """,
     ),
     *versions(
