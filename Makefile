@@ -53,7 +53,7 @@ test: book
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/nbstripout --verify $$(git ls-files '*.ipynb')
+	$(BIN)/nbstripout --verify --keep-id $$(git ls-files '*.ipynb')
 
 assignments: $(READY)
 	$(BIN)/python tools/release_assignments.py

@@ -177,8 +177,14 @@ class TestLatentSlider:
     @pytest.fixture
     def page(self, visit):
         page = visit("vae.html")
-        page.locator(".latent-viewer").scroll_into_view_if_needed()
+        self.bring_into_view(page)
         return page
+
+    @staticmethod
+    def bring_into_view(page):
+        """The host starts a widget when the reader comes near it."""
+        page.locator(".widget-place").scroll_into_view_if_needed()
+        page.locator(".latent-viewer").wait_for()
 
     @staticmethod
     def grey(page):
@@ -248,7 +254,7 @@ class TestLatentSlider:
 
     def test_page_opened_from_disk(self, visit):
         page = visit((SITE / "vae.html").as_uri())
-        page.locator(".latent-viewer").scroll_into_view_if_needed()
+        self.bring_into_view(page)
         page.locator(".latent-viewer input[type=range]").first.press("ArrowRight")
         self.assert_shows_the_model(page)
 

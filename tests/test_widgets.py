@@ -55,7 +55,7 @@ def test_reference_decoder_survives_eight_bits():
             values = np.maximum(values, 0)
     error = np.abs(1 / (1 + np.exp(-values)) - vae.decode(z).detach().flatten(1).numpy())
     assert error.max() < 0.12  # at the edge of a stroke, where the sigmoid is steepest
-    assert error.mean() < 0.002
+    assert error.mean() < 0.004
 
 
 def test_python_reads_and_sets_z():

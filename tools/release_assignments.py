@@ -1,7 +1,7 @@
 """Make the students' version of assignments, as `nbgrader generate_assignment` does, from solutions/.
 
     python tools/release_assignments.py                 # all of them, into assignments/
-    python tools/release_assignments.py elbo --output /tmp/release
+    python tools/release_assignments.py elbo --output release
 
 nbgrader works on a copy of the course in a temporary folder, so that neither its database nor anything else
 is left in the repository, and with a configuration folder of its own, so that the result depends on nothing
