@@ -143,7 +143,7 @@ def test_beta_is_a_larger_variance_in_disguise(x):
 def test_a_linear_vae_keeps_what_varies_more_than_beta_times_the_noise(beta):
     # The optimum has |w_i|^2 = max(0, lambda_i - beta variance) along the i-th principal component. A sum
     # that is a mean somewhere in the loss shifts that threshold.
-    # Six seeds came within 0.02.
+    # Six seeds came within 0.03.
     eigenvalues = torch.tensor([3.0, 1.5])
     data = torch.randn(500, 2)
     data = (data - data.mean(dim=0)) @ torch.linalg.inv(
