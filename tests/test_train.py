@@ -135,7 +135,7 @@ def test_without_test_images_there_is_no_test_history(images):
 
 
 def test_a_vae_learns_digits():
-    # A model without latent variables, every pixel with its own probability, reaches 26.8 nats on the test
+    # A model without latent variables, every pixel with its own probability, reaches 27.0 nats on the test
     # images. Six seeds reached 24.7 to 25.0, with a KL above 2: the latent variables carry something.
     digits = data.load("digits")
     torch.manual_seed(0)
@@ -152,7 +152,7 @@ def test_a_vae_learns_digits():
     )
     pixels = digits.train.mean(dim=0).clamp(1e-6, 1 - 1e-6)
     alone = -(digits.test * pixels.log() + (1 - digits.test) * (1 - pixels).log()).sum(dim=(1, 2, 3)).mean()
-    assert alone.item() == pytest.approx(26.8, abs=0.1)
+    assert alone.item() == pytest.approx(27.0, abs=0.1)
     assert history.test["total"][-1] < 25.6
     assert history.test["kl"][-1] > 1.5
 
