@@ -91,7 +91,9 @@ def test_titles_stand_beside_their_rows():
 
 
 def test_pictures_with_a_gradient_in_double_precision_are_drawn():
-    plots.images(torch.rand(2, 1, 4, 4, dtype=torch.float64, requires_grad=True))
+    pictures = torch.rand(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    drawn = torch.as_tensor(plots.images(pictures).images[0].get_array().data)
+    torch.testing.assert_close(drawn[:4, :4].double(), pictures.detach()[0, 0], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
