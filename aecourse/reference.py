@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aecourse import data
-from aecourse.train import evaluate, fit
+from aecourse.train import fit, mean_loss
 from aecourse.vae import VAE
 
 # Everything that decides what is trained; the card quotes it.
@@ -85,7 +85,7 @@ def train(name: str, folder: Path, progress: bool = True) -> dict[str, float]:
 
     stored = {key: value.half() for key, value in vae.state_dict().items()}
     vae.load_state_dict({key: value.float() for key, value in stored.items()})
-    metrics = evaluate(vae, images.test)
+    metrics = mean_loss(vae, images.test)
     with torch.no_grad():
         stored["codes"] = vae.encode(images.test[:CODES])[0].half()
     stored["labels"] = images.test_labels[:CODES].to(torch.uint8)

@@ -4,17 +4,27 @@ A model takes part by having two methods: ``validate(images)``, which refuses un
 the first step, and ``loss(batch)``, which returns a :class:`aecourse.bounds.Loss`.
 """
 
-import hashlib
+import math
 import os
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from aecourse import checkpoint as checkpoints
+from aecourse.bounds import Loss
+from aecourse.distributed import Team, join
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+# On these, asking for a number makes the host wait for the device: the loss is looked at once an epoch.
+ASYNCHRONOUS = ("cuda",)
 
 
 @dataclass
@@ -36,11 +46,15 @@ class History:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device to train on: the one named, else a GPU where there is one, else the CPU."""
+    """The device to train on: the one named, else a GPU where there is one, else the CPU.
+
+    Of several GPUs a process that ``torchrun`` started takes its own.
+    """
     if name is not None:
         return torch.device(name)
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        own = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda" if own is None else f"cuda:{own}")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -48,12 +62,18 @@ def fit(
     model: nn.Module,
     images: Tensor,
     *,
+    labels: Tensor | None = None,
     epochs: int = 10,
     batch_size: int = 128,
-    lr: float = 1e-3,
+    lr: float | Callable[[int], float] = 1e-3,
+    beta: Callable[[int], float] | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
     test_images: Tensor | None = None,
+    test_labels: Tensor | None = None,
     device: str | None = None,
+    precision: str | None = None,
+    compile: bool | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_steps: int | None = None,
     progress: bool = True,
@@ -69,15 +89,28 @@ def fit(
     a run that was killed goes on and ends at the numbers it would have ended at, and calling again
     with more ``epochs`` trains on.
 
+    Under ``torchrun`` all processes train one model: each takes its part of every batch of
+    ``batch_size`` and of its noise, and the gradients are averaged, so that the result is that of one
+    process up to rounding. (Dropout, batch normalisation and a compiled loss are each process's own.)
+
     Args:
         model: anything with ``loss(batch)`` and ``validate(images)``; see the module's docstring.
         images: ``(N, ...)``, the training examples. All are kept on the device.
+        labels: ``(N,)``, for a conditional model: handed to ``model.loss`` as ``labels``.
         epochs: passes over the data in all, those before a resumed checkpoint included.
         batch_size: examples per step; the last step of an epoch takes what is left.
-        lr: Adam's step size.
+        lr: Adam's step size: a number, or a function of the epoch, counted from 0.
+        beta: weight of the KL as a function of the step, counted from 0, as the annealing schedules of
+            :mod:`aecourse.bounds` are; handed to ``model.loss``. On test images the model's own is used.
+        transform: what is done to every batch, afresh each time: ``data.binarize``, for example.
         seed: of the order of examples and of the noise.
         test_images: ``(M, ...)``, evaluated after each epoch with the same noise every time.
+        test_labels: ``(M,)``, with ``labels``.
         device: ``"cpu"``, ``"cuda"``, ...; by default :func:`pick_device` chooses.
+        precision: of the matrix products: ``"float32"``; ``"tf32"``, the default on a GPU; or
+            ``"bfloat16"``, mixed precision, where weights, sums and likelihoods stay float32.
+        compile: compile the loss (on a GPU, into CUDA graphs). By default only on a GPU and for runs of
+            10,000 steps and more: compiling takes about a minute.
         checkpoint: file to write and to resume from.
         checkpoint_steps: write every so many steps as well as after every epoch.
         progress: show a progress bar.
@@ -88,88 +121,110 @@ def fit(
     Raises:
         ValueError: an argument out of range, data the model refuses, or a checkpoint of another model,
             other data or other settings.
-        FloatingPointError: the loss became NaN or infinite; the message says at which step and in
-            which term. The last checkpoint is kept.
+        FloatingPointError: the loss or its gradient became NaN or infinite; the message says at which
+            step and in which term. The weights are those before that step, and the last checkpoint is kept.
     """
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value} but must be at least 1.")
-    if not lr > 0:
+    if not callable(lr) and not lr > 0:
         raise ValueError(f"lr is {lr} but must be positive.")
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r} but must be one of {PRECISIONS}.")
     if checkpoint_steps is not None and (checkpoint_steps < 1 or checkpoint is None):
         raise ValueError("checkpoint_steps must be at least 1 and needs a checkpoint to write to.")
     if checkpoint is not None and Path(checkpoint).is_dir():
         raise ValueError(f"checkpoint is {str(checkpoint)!r}, a folder, but must name a file.")
-    for name, examples in (("images", images), ("test_images", test_images)):
-        if examples is not None and len(examples) == 0:
-            raise ValueError(f"{name} holds no examples.")
-        if examples is not None:
-            model.validate(examples)
+    _check_data(model, "images", images, "labels", labels)
+    if test_images is not None:
+        _check_data(model, "test_images", test_images, "test_labels", test_labels)
 
-    lr, seed = float(lr), int(seed)  # a NumPy number would make the checkpoint unreadable
     home = next(model.parameters()).device
     target = pick_device(device)
-    images = images.to(target)
-    model.to(target).train()
-    # One fused kernel for all parameters: most of what a small model's step costs is Adam's update.
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=target.type in ("cpu", "cuda"))
-    settings = {"batch_size": batch_size, "lr": lr, "seed": seed, "data": _fingerprint(images)}
-    settings.update(_made_with(model))
-    starts = range(0, len(images), batch_size)
-    history = History()
-    step, sums = 0, {}  # the next step of this epoch, and the losses summed over those before it
+    precision = precision or ("tf32" if target.type == "cuda" else "float32")
+    steps = math.ceil(len(images) / batch_size)
+    if compile is None:
+        compile = target.type == "cuda" and epochs * steps >= 10_000 and find_spec("triton") is not None
+    # Not NumPy's numbers, which would make a checkpoint unreadable.
+    options = {"batch_size": int(batch_size), "lr": lr if callable(lr) else float(lr), "seed": int(seed)}
+    options |= {"beta": beta, "transform": transform, "precision": precision}
 
     with ExitStack() as stack:
+        team = stack.enter_context(join(target, int(seed)))
+        if checkpoint is not None:
+            checkpoint, data = Path(checkpoint), {"data": images, "labels": labels}
+            run = checkpoints.describe(model, data, {**options, "processes": team.size})
         # Also after an error or an interrupt a notebook goes on with the model where it was.
         stack.callback(lambda: model.to(home).eval())
         stack.enter_context(torch.random.fork_rng([target] if target.type == "cuda" else []))
-        torch.manual_seed(seed)
-        if checkpoint is not None and Path(checkpoint).is_file():
-            step, sums, history = _resume(checkpoint, model, optimizer, settings, target)
+        stack.enter_context(_number_format(precision))
+        torch.manual_seed(int(seed) + 7919 * team.rank)  # no two processes draw the same noise
+        model.to(target).train()
+        images, test_images = images.to(target), None if test_images is None else test_images.to(target)
+        labels, test_labels = (None if one is None else one.to(target) for one in (labels, test_labels))
+        # One fused kernel for all parameters: most of what a small model's step costs is Adam's update.
+        optimizer = torch.optim.Adam(model.parameters(), fused=target.type in ("cpu", "cuda"))
+        state = _State(model, optimizer, team)
+        if checkpoint is not None and checkpoint.is_file():
+            state.load(checkpoints.read(checkpoint, model, run, target))
+        history, loss_of = state.history, _loss_function(model, team, target, precision, compile)
         bar = stack.enter_context(
             tqdm(
-                total=epochs * len(starts),
-                initial=history.epochs * len(starts) + step,
-                disable=not progress,
+                total=epochs * steps,
+                initial=history.epochs * steps + len(state.losses),
+                disable=not progress or team.rank > 0,
                 unit="step",
                 mininterval=0.2,
             )
         )
-        while history.epochs < epochs:
-            order = _order(len(images), seed, history.epochs).to(target)
+        while (epoch := history.epochs) < epochs:
+            order = _order(len(images), int(seed), epoch).to(target)
+            for group in optimizer.param_groups:
+                group["lr"] = float(lr(epoch)) if callable(lr) else float(lr)
             began = time.perf_counter()
-            for index in range(step, len(starts)):
-                batch = images[order[starts[index] : starts[index] + batch_size]]
-                loss = model.loss(batch)
+            for step in range(len(state.losses), steps):
+                whole = order[step * batch_size : (step + 1) * batch_size]
+                rows, count = team.share(whole)
+                extras = {} if labels is None else {"labels": labels[rows]}
+                if beta is not None:
+                    extras["beta"] = torch.full((), float(beta(epoch * steps + step)), device=target)
+                batch = images.index_select(0, rows)  # half the time of images[rows] on a CPU
+                with nullcontext() if compile else team.noise():
+                    loss = loss_of(batch if transform is None else transform(batch), **extras)
                 optimizer.zero_grad()
-                loss.total.backward()
-                _check_loss(loss, history.epochs, index)
+                # In a team the gradients are averaged: weighted so, they are those of the whole batch.
+                (loss.total if team.size == 1 else loss.total * (team.size * count / len(whole))).backward()
+                state.record(loss, count)
                 optimizer.step()
-                for name, value in {"total": loss.total, **loss.parts}.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach() * len(batch)
                 bar.update()
-                if checkpoint_steps and (index + 1) % checkpoint_steps == 0:
-                    _save(checkpoint, model, optimizer, settings, index + 1, sums, history)
-            history.seconds.append(time.perf_counter() - began)
-            for name, value in sums.items():
-                history.train.setdefault(name, []).append(float(value) / len(images))
+                if checkpoint_steps and (step + 1) % checkpoint_steps == 0:
+                    state.save(checkpoint, run)
+            state.finish_epoch(time.perf_counter() - began)
             if test_images is not None:
-                for name, value in evaluate(model, test_images.to(target), seed=seed).items():
+                terms = mean_loss(model, test_images, labels=test_labels, transform=transform, seed=seed)
+                for name, value in terms.items():
                     history.test.setdefault(name, []).append(value)
-            step, sums = 0, {}
             if checkpoint is not None:
-                _save(checkpoint, model, optimizer, settings, step, sums, history)
+                state.save(checkpoint, run)
             latest = history.test or history.train
             bar.set_postfix({name: f"{values[-1]:.4g}" for name, values in latest.items()})
     return history
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Tensor, *, batch_size: int = 1000, seed: int = 0) -> dict[str, float]:
+def mean_loss(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    labels: Tensor | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = 1000,
+    seed: int = 0,
+) -> dict[str, float]:
     """The loss and its parts on ``images``, ``(N, ...)``: means over all examples.
 
-    The model's noise is seeded, so two calls with the same weights give the same numbers, and it is put
-    into evaluation mode for the time of the call.
+    The noise of the model and of ``transform`` is seeded, so two calls with the same weights give the
+    same numbers, and the model is put into evaluation mode for the time of the call.
     """
     if len(images) == 0:
         raise ValueError("images holds no examples.")
@@ -178,12 +233,180 @@ def evaluate(model: nn.Module, images: Tensor, *, batch_size: int = 1000, seed: 
     sums: dict[str, float] = {}
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
         torch.manual_seed(seed)
-        for batch in images.split(batch_size):
-            loss = model.loss(batch)
+        for rows in torch.arange(len(images), device=images.device).split(batch_size):
+            batch = images[rows] if transform is None else transform(images[rows])
+            loss = model.loss(batch) if labels is None else model.loss(batch, labels=labels[rows])
             for name, value in {"total": loss.total, **loss.parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
     model.train(was_training)
     return {name: value / len(images) for name, value in sums.items()}
+
+
+class _State:
+    """What a run has done so far: all that a checkpoint must hold, and the watch over its numbers."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team):
+        self.model, self.optimizer, self.team = model, optimizer, team
+        self.history = History()
+        self.names: list[str] = []
+        self.losses: list[Tensor] = []  # of each step of this epoch, kept where they were computed
+        self.counts: list[int] = []  # and over how many examples they are means
+        self.buffers = checkpoints.buffer_checksums(model)
+        # The parameters whose gradients are watched: a NaN in the backward pass reaches every bias below
+        # it, and to look at all weights as well would be felt. What is missed shows a step later.
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.watched = [p for p in parameters if p.dim() < 2] or [min(parameters, key=Tensor.numel)]
+        self.device = parameters[0].device
+        self.asynchronous = self.device.type in ASYNCHRONOUS
+        if self.asynchronous:
+            # Fused Adam leaves the weights alone where this is 1, without telling the host.
+            optimizer.found_inf = torch.zeros((), device=self.device)
+
+    def record(self, loss: Loss, count: int) -> None:
+        """Note the losses of a step between its backward pass and its update; stop at NaN or infinity."""
+        gradients = [p.grad.flatten() for p in self.watched if p.grad is not None]
+        total = loss.total.detach()
+        gradient = torch.cat(gradients).sum().to(total) if gradients else torch.zeros_like(total)
+        values = torch.stack([total, *(part.detach().to(total) for part in loss.parts.values()), gradient])
+        self.names = ["total", *loss.parts]
+        self.losses.append(values)
+        self.counts.append(count)
+        probe = self.team.sum(values.sum())
+        if self.asynchronous:
+            stopped = self.optimizer.found_inf
+            stopped.copy_(torch.maximum(stopped, (~torch.isfinite(probe)).to(stopped)))
+        elif not math.isfinite(probe):
+            self.check()
+
+    def check(self) -> None:
+        """Raise ``FloatingPointError`` if a step of this epoch was not finite: the first is reported."""
+        finite = torch.isfinite(torch.stack(self.losses)).cpu()
+        mine = (~finite.all(dim=1)).nonzero()[:1].flatten().tolist()
+        mine = (mine[0], finite[mine[0]].tolist(), float(self.losses[mine[0]][0])) if mine else None
+        found = [one for one in self.team.gather(mine) if one is not None]
+        if not found:
+            return
+        step, fine, total = min(found)
+        bad = [name for name, good in zip(self.names[1:], fine[1:-1]) if not good]
+        where = f"at epoch {self.history.epochs + 1}, step {step + 1}"
+        what = f"The loss is {total} {where}, through its term {' and '.join(bad or ['total'])}"
+        if fine[0]:
+            what = f"The gradient of the loss is not finite {where}, though the loss is {total:g}"
+        state = "the weights before this step are unharmed"
+        if spoiled := self.spoiled():
+            state = f"the gradient of the step before had spoiled {spoiled} (the last checkpoint is whole)"
+        raise FloatingPointError(
+            f"{what}; {state}. Try a smaller lr first; a log variance that runs away is the usual cause, "
+            "a value the likelihood cannot explain the next."
+        )
+
+    def spoiled(self) -> str:
+        """The names of the parameters that are not finite; empty if all is well."""
+        bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        return " and ".join(bad)
+
+    def finish_epoch(self, seconds: float) -> None:
+        """Turn the losses of the steps into one line of the history."""
+        if self.asynchronous:
+            self.check()
+        counts = torch.tensor(self.counts, dtype=torch.float64)
+        # In double precision, and so on the CPU: not every device has it.
+        sums = (torch.stack(self.losses).cpu().double() * counts.unsqueeze(1)).sum(dim=0)
+        sums, count = zip(*self.team.gather((sums[:-1], float(counts.sum()))))
+        for name, value in zip(self.names, sum(sums).tolist()):
+            self.history.train.setdefault(name, []).append(value / sum(count))
+        self.history.seconds.append(seconds)
+        self.losses, self.counts = [], []
+
+    def save(self, path: Path, run: dict) -> None:
+        """Write the checkpoint: one process does, with the generators and the losses of all."""
+        if self.asynchronous and self.losses:
+            self.check()
+        if spoiled := self.spoiled():
+            raise FloatingPointError(
+                f"The last step spoiled {spoiled}: its gradient was not finite, though the loss was. The "
+                "checkpoint is kept as it was before. Look for a square root or a logarithm of zero."
+            )
+        own = {"rng": torch.get_rng_state(), "counts": self.counts}
+        own["rng_cuda"] = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        own["rng_team"] = None if self.team.size == 1 else self.team.generator.get_state()
+        own["losses"] = [loss.cpu() for loss in self.losses]
+        processes = self.team.gather(own)
+        if self.team.rank > 0:
+            return
+        now = checkpoints.buffer_checksums(self.model)
+        state = {
+            "model": self.model.state_dict(),
+            "model_class": type(self.model).__name__,
+            # What training does not change must be the same in the model that goes on.
+            "constants": {name: value for name, value in self.buffers.items() if now[name] == value},
+            "run": run,
+            "optimizer": self.optimizer.state_dict(),
+            "history": asdict(self.history),
+            "names": self.names,
+            "processes": processes,
+        }
+        checkpoints.write(path, state)
+
+    def load(self, state: dict) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = History(**state["history"])
+        self.names = state["names"]
+        own = state["processes"][self.team.rank]
+        self.counts, self.losses = own["counts"], [loss.to(self.device) for loss in own["losses"]]
+        torch.set_rng_state(own["rng"].cpu())
+        if self.device.type == "cuda" and own["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(own["rng_cuda"].cpu())
+        if self.team.size > 1:
+            self.team.generator.set_state(own["rng_team"].cpu())
+
+
+class _LossModule(nn.Module):
+    """A model seen as a function of its batch, which is how PyTorch's data parallelism wants it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *batch: Tensor, **extras: Tensor) -> Loss:
+        return self.model.loss(*batch, **extras)
+
+
+def _loss_function(
+    model: nn.Module, team: Team, device: torch.device, precision: str, compile: bool
+) -> Callable[..., Loss]:
+    """``model.loss`` as it is to be run: compiled, in mixed precision, with averaged gradients."""
+    function: Callable[..., Loss] = model.loss
+    if team.size > 1:
+        own = [device] if device.type == "cuda" else None
+        function = nn.parallel.DistributedDataParallel(_LossModule(model), device_ids=own)
+    if compile:
+        # Whole CUDA graphs on a GPU; the short last batch of an epoch gets a graph of its own.
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        function = torch.compile(function, mode=mode, dynamic=False)
+    if precision == "bfloat16":
+        function = torch.autocast(device.type, dtype=torch.bfloat16)(function)
+    return function
+
+
+@contextmanager
+def _number_format(precision: str) -> Iterator[None]:
+    """How numbers are treated during training; on leaving, all is as it was.
+
+    Adam's averages of weights that get no more gradient, those of pixels that are always black, shrink
+    until they are denormal, and a CPU adds denormal numbers many times slower: here they become zero.
+    """
+    matmul = torch.get_float32_matmul_precision()
+    flushing = bool(torch.full((1,), 2e-38, dtype=torch.float32) / 4 == 0)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else matmul)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.set_flush_denormal(flushing)
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:
@@ -195,83 +418,9 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def _check_loss(loss, epoch: int, step: int) -> None:
-    if torch.isfinite(loss.total):
-        return
-    bad = [name for name, value in loss.parts.items() if not torch.isfinite(value)] or ["total"]
-    raise FloatingPointError(
-        f"The loss is {loss.total.item()} at epoch {epoch + 1}, step {step + 1}, through its term "
-        f"{' and '.join(bad)}; the weights before this step are unharmed. Try a smaller lr first; a log "
-        "variance that runs away is the usual cause, a value the likelihood cannot explain the next."
-    )
-
-
-def _fingerprint(images: Tensor) -> str:
-    """A few bytes that tell one data set from another."""
-    sample = images[:: max(1, len(images) // 100)].detach().cpu().contiguous()
-    digest = hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
-    return f"{tuple(images.shape)} {images.dtype} {digest}"
-
-
-def _made_with(model: nn.Module) -> dict[str, object]:
-    """The model's own numbers and names (``beta``, ``likelihood``, ...): with others it is another run."""
-    return {
-        f"model.{name}": value.item() if isinstance(value, np.generic) else value
-        for name, value in vars(model).items()
-        if isinstance(value, (int, float, str, tuple, np.generic))
-        and name != "training"
-        and not name.startswith("_")
-    }
-
-
-def _save(path, model, optimizer, settings, step, sums, history) -> None:
-    state = {
-        "model": model.state_dict(),
-        "model_class": type(model).__name__,
-        "optimizer": optimizer.state_dict(),
-        "settings": settings,
-        "step": step,
-        "sums": sums,
-        "history": asdict(history),
-        "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-    }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Write beside the file and rename: a kill in the middle leaves the previous checkpoint whole.
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
-def _resume(path, model, optimizer, settings, target) -> tuple[int, dict, History]:
-    try:
-        state = torch.load(path, map_location=target, weights_only=True)
-        theirs = {name: tuple(value.shape) for name, value in state["model"].items()}
-        their_class, their_settings = state["model_class"], state["settings"]
-    except Exception as error:
-        # torch's own advice here is to load the file without its safeguard: keep it out of the message.
-        raise ValueError(
-            f"{path} is not a checkpoint that fit wrote, or it is damaged. Give this run a file of its "
-            "own, or delete that one to start again."
-        ) from error
-    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if their_class != type(model).__name__ or theirs != ours:
-        differing = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
-        detail = "".join(f"; {n} is {theirs.get(n)} there, {ours.get(n)} here" for n in differing[:1])
-        raise ValueError(
-            f"{path} is the checkpoint of another model: a {their_class}, not this "
-            f"{type(model).__name__}{detail}. Give this run a file of its own."
-        )
-    for name, value in settings.items():
-        if their_settings.get(name) != value:
-            raise ValueError(
-                f"{path} is the checkpoint of a run with {name} = {their_settings.get(name)}, not "
-                f"{value}, so this run cannot continue it. Give this run a file of its own."
-            )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"].cpu())
-    if target.type == "cuda" and state["rng_cuda"] is not None:
-        torch.cuda.set_rng_state(state["rng_cuda"].cpu())
-    return state["step"], state["sums"], History(**state["history"])
+def _check_data(model: nn.Module, name: str, images: Tensor, labels_name: str, labels: Tensor | None) -> None:
+    if len(images) == 0:
+        raise ValueError(f"{name} holds no examples.")
+    model.validate(images)
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"{labels_name} has {len(labels)} entries but {name} holds {len(images)} examples.")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from aecourse import data, evaluate, reference
+from aecourse import data, mean_loss, reference
 
 
 def test_loads_offline_and_makes_digits():
@@ -34,7 +34,7 @@ def test_card_tells_the_truth(mnist_root):
     """The metrics on the card, computed again from the weights that ship."""
     model = reference.load("mnist_vae")
     images = data.load("mnist", mnist_root)
-    terms = evaluate(model.vae, images.test)
+    terms = mean_loss(model.vae, images.test)
     for name, value in {
         "ELBO": -terms["total"],
         "reconstruction": terms["reconstruction"],
@@ -58,7 +58,7 @@ def test_training_writes_weights_and_a_card(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reference, "files", lambda _: tmp_path.parent)
     (tmp_path.parent / "weights").symlink_to(tmp_path)
     model = reference.load("mnist_vae")
-    again = evaluate(model.vae, data.load("digits").test)
+    again = mean_loss(model.vae, data.load("digits").test)
     assert again["total"] == pytest.approx(metrics["total"], abs=1e-4)
     assert len(model.codes) == 361
 

@@ -1,8 +1,11 @@
 """One training loop: the same numbers every time, also after it was killed, and errors that help."""
 
+import ast
+import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +18,7 @@ from torch import nn
 from aecourse import data
 from aecourse.bounds import Loss
 from aecourse.linear import LinearAutoencoder
-from aecourse.train import History, evaluate, fit, pick_device
+from aecourse.train import History, fit, mean_loss, pick_device
 from aecourse.vae import VAE
 
 COUNT, BATCH = 50, 16  # four steps an epoch, the last of them with two examples
@@ -198,7 +201,7 @@ def test_the_callers_generator_is_left_as_it_was(images):
     with pytest.raises(Killed):
         fit(kill_at(model, 3), images, epochs=2, **SETTINGS)
     assert torch.equal(torch.get_rng_state(), state)
-    evaluate(model, images)
+    mean_loss(model, images)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -353,12 +356,12 @@ OTHER_RUNS = {
     "other sizes": (
         lambda: VAE.mlp((1, 4, 4), 3, hidden=(8,)),
         {},
-        r"another model: a VAE, not this VAE; encoder\.net\.2\.weight is \(4, 8\) there, \(6, 8\) here",
+        r"a VAE, not one of these sizes; encoder\.net\.2\.weight is \(4, 8\) there, \(6, 8\) here",
     ),
     "another depth": (
         lambda: VAE.mlp((1, 4, 4), 2, hidden=(8, 8)),
         {},
-        r"another model: a VAE, not this VAE; encoder\.net\.2\.weight is \(4, 8\) there, \(8, 8\) here",
+        r"a VAE, not one of these sizes; encoder\.net\.2\.weight is \(4, 8\) there, \(8, 8\) here",
     ),
     "another class": (
         lambda: type("BetterVAE", (VAE,), {}).mlp((1, 4, 4), 2, hidden=(8,)),
@@ -371,7 +374,7 @@ OTHER_RUNS = {
         {},
         r"a run with model\.likelihood = bernoulli, not gaussian",
     ),
-    "variance": (lambda: make(variance=0.1), {}, r"a run with model\.variance = 1\.0, not 0\.1"),
+    "free_bits": (lambda: make(free_bits=0.1), {}, r"a run with model\.free_bits = 0\.0, not 0\.1"),
     "lr": (make, {"lr": 0.1}, r"a run with lr = 0\.001, not 0\.1"),
     "batch_size": (make, {"batch_size": 10}, r"a run with batch_size = 16, not 10"),
     "seed": (make, {"seed": 1}, r"a run with seed = 0, not 1"),
@@ -381,6 +384,9 @@ OTHER_RUNS = {
         r"a run with data = \(50, 1, 4, 4\) .*, not \(40, 1, 4, 4\)",
     ),
     "other examples": (make, {"images": [*range(1, COUNT), 0]}, r"a run with data = \(50, 1, 4, 4\)"),
+    "precision": (make, {"precision": "bfloat16"}, r"a run with precision = float32, not bfloat16"),
+    "annealing": (make, {"beta": lambda step: 1.0}, r"a run with beta = None, not \(1\.0, 1\.0"),
+    "transform": (make, {"transform": torch.abs}, r"a run with transform = None, not abs"),
 }
 
 
@@ -397,6 +403,30 @@ def test_the_checkpoint_of_another_run_is_refused(images, file, other, changed, 
     # Neither the file nor the model was touched.
     assert file.read_bytes() == content
     assert same(model, before)
+
+
+def test_a_checkpoint_with_other_constants_is_refused(file):
+    x = torch.randn(50, 6)
+    fit(LinearAutoencoder(6, 2, offset=torch.ones(6)), x, epochs=1, checkpoint=file, **SETTINGS)
+    with pytest.raises(ValueError, match=r"a model whose offset holds other values"):
+        fit(LinearAutoencoder(6, 2), x, epochs=2, checkpoint=file, **SETTINGS)
+    fit(LinearAutoencoder(6, 2, offset=torch.ones(6)), x, epochs=2, checkpoint=file, **SETTINGS)
+
+
+def test_running_statistics_come_from_the_checkpoint(images, file):
+    def normalised(seed):
+        torch.manual_seed(seed)
+        model = make(seed)
+        model.encoder = nn.Sequential(
+            nn.Flatten(), nn.BatchNorm1d(16), nn.Unflatten(1, (1, 4, 4)), model.encoder
+        )
+        return model
+
+    whole, resumed = normalised(0), normalised(1)
+    fit(whole, images, epochs=3, **SETTINGS)
+    fit(normalised(0), images, epochs=1, checkpoint=file, **SETTINGS)
+    fit(resumed, images, epochs=3, checkpoint=file, **SETTINGS)
+    assert same(whole, resumed)
 
 
 def truncated(path, model):
@@ -476,6 +506,81 @@ def test_a_learning_rate_that_is_far_too_large_is_reported_so(images):
         fit(make(), images, epochs=20, lr=1e4, **SETTINGS)
 
 
+def root_of_zero(model, parameter, call):
+    """From a certain call on, add a term of value zero whose derivative by ``parameter`` is NaN."""
+    plain, calls = model.loss, []
+
+    def loss(batch):
+        calls.append(weights(model))
+        result = plain(batch)
+        zero = (parameter(model) * 0).abs().sum().sqrt() if len(calls) >= call else 0
+        return Loss(total=result.total + zero, parts=result.parts)
+
+    model.loss = loss
+    return calls
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_although_the_loss_is_finite(images):
+    model = make()
+    before = root_of_zero(model, lambda m: m.encoder.net[0].bias, call=6)
+    message = r"^The gradient of the loss is not finite at epoch 2, step 2, .* before this step are unharmed"
+    with pytest.raises(FloatingPointError, match=message):
+        fit(model, images, epochs=3, **SETTINGS)
+    assert same(model, before[-1])
+
+
+@pytest.mark.parametrize("checkpoint_steps", [None, 1])
+def test_a_gradient_that_escapes_the_watch_is_named_a_step_later_and_never_saved(
+    images, file, checkpoint_steps
+):
+    # Only the gradients of biases are watched; this NaN reaches none of them.
+    model = make()
+    root_of_zero(model, lambda m: m.decoder.net[0].weight, call=6)
+    message = r"at epoch 2, step 3.* had spoiled decoder\.net\.0\.weight"
+    if checkpoint_steps:
+        message = r"^The last step spoiled decoder\.net\.0\.weight: its gradient was not finite"
+    with pytest.raises(FloatingPointError, match=message):
+        fit(model, images, epochs=3, checkpoint=file, checkpoint_steps=checkpoint_steps, **SETTINGS)
+    saved = torch.load(file, weights_only=True)
+    assert all(torch.isfinite(weight).all() for weight in saved["model"].values())
+    whole, resumed = make(), make(seed=99)
+    fit(whole, images, epochs=3, **SETTINGS)
+    fit(resumed, images, epochs=3, checkpoint=file, checkpoint_steps=checkpoint_steps, **SETTINGS)
+    assert same(whole, resumed)
+
+
+def test_where_the_host_looks_once_an_epoch_the_weights_wait_for_it(images, file, monkeypatch):
+    # What is done on a GPU: no question to the device inside an epoch, and no update after a NaN.
+    monkeypatch.setattr("aecourse.train.ASYNCHRONOUS", ("cpu",))
+    whole, other = make(), make()
+    fit(whole, images, epochs=3, **SETTINGS)
+    monkeypatch.undo()
+    fit(other, images, epochs=3, **SETTINGS)
+    assert same(whole, other)
+
+    monkeypatch.setattr("aecourse.train.ASYNCHRONOUS", ("cpu",))
+    model = make()
+    plain, calls, before = model.loss, [], {}
+
+    def loss(batch):
+        calls.append(1)
+        result = plain(batch)
+        if len(calls) != 6:
+            return result
+        before.update(weights(model))
+        kl = math.nan * result.parts["kl"]
+        return Loss(total=result.total + kl, parts={**result.parts, "kl": kl})
+
+    model.loss = loss
+    with pytest.raises(FloatingPointError, match="at epoch 2, step 2, through its term kl"):
+        fit(model, images, epochs=3, checkpoint=file, **SETTINGS)
+    assert len(calls) == 8  # the epoch was finished, and changed nothing
+    assert same(model, before)
+    resumed = make(seed=99)
+    fit(resumed, images, epochs=3, checkpoint=file, **SETTINGS)
+    assert same(whole, resumed)
+
+
 # ------------------------------------------------------------- the model before and after
 
 
@@ -523,7 +628,7 @@ def test_the_device_is_the_one_named_or_else_the_best(monkeypatch):
 def test_evaluate_weighs_the_last_batch_by_its_size():
     images = torch.arange(10.0)
     for batch_size in (1, 3, 4, 10, 1000):
-        found = evaluate(Mean(), images, batch_size=batch_size)
+        found = mean_loss(Mean(), images, batch_size=batch_size)
         assert found == {"total": pytest.approx(4.5), "twice": pytest.approx(9.0)}
 
 
@@ -532,18 +637,18 @@ def test_evaluate_is_deterministic_and_leaves_the_mode_alone(images):
     for mode in (True, False):
         model.train(mode)
         modes = []
-        first = evaluate(watch(model, lambda n, batch, modes=modes: modes.append(model.training)), images)
-        assert first == evaluate(model, images)
+        first = mean_loss(watch(model, lambda n, batch, modes=modes: modes.append(model.training)), images)
+        assert first == mean_loss(model, images)
         assert modes == [False] * len(modes)
         assert model.training is mode
-    assert first != evaluate(model, images, seed=1)
+    assert first != mean_loss(model, images, seed=1)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_last_test_entry_is_what_evaluate_gives(images):
     model = make()
     history = fit(model, images, epochs=2, seed=3, test_images=images[:9], **SETTINGS)
-    assert {name: values[-1] for name, values in history.test.items()} == evaluate(model, images[:9], seed=3)
+    assert {name: values[-1] for name, values in history.test.items()} == mean_loss(model, images[:9], seed=3)
 
 
 # -------------------------------------------------------------------------- what is refused
@@ -558,6 +663,12 @@ def test_the_last_test_entry_is_what_evaluate_gives(images):
         ({"lr": math.nan}, r"^lr is nan but must be positive"),
         ({"checkpoint_steps": 5}, r"^checkpoint_steps must be at least 1 and needs a checkpoint"),
         ({"checkpoint_steps": 0, "checkpoint": "vae.pt"}, r"^checkpoint_steps must be at least 1"),
+        ({"precision": "float16"}, r"^precision is 'float16' but must be one of"),
+        ({"labels": torch.zeros(3)}, r"^labels has 3 entries but images holds 50 examples"),
+        (
+            {"test_images": torch.rand(4, 1, 4, 4), "test_labels": torch.zeros(3)},
+            r"^test_labels has 3 entries but test_images holds 4 examples",
+        ),
         ({"checkpoint": "."}, r"^checkpoint is '\.', a folder, but must name a file"),
     ],
 )
@@ -578,7 +689,225 @@ def test_data_are_checked_before_the_first_step(images):
         with pytest.raises(ValueError, match=rf"^{name} holds no examples"):
             fit(make(), **{"images": images, name: images[:0]}, epochs=1, **SETTINGS)
     with pytest.raises(ValueError, match=r"^images holds no examples"):
-        evaluate(make(), images[:0])
+        mean_loss(make(), images[:0])
+
+
+# ------------------------------------------------------- schedules, transforms and labels
+
+
+class Listener(nn.Module):
+    """A model that notes what it is given; its loss is the mean of the batch times the weight beta."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.heard = []
+
+    def validate(self, images):
+        pass
+
+    def loss(self, x, labels=None, beta=None):
+        self.heard.append((x.clone(), labels, None if beta is None else beta.clone()))
+        return Loss(total=self.weight * x.mean(), parts={})
+
+
+def test_the_weight_of_the_kl_follows_its_schedule_step_by_step():
+    model = Listener()
+    fit(
+        model,
+        torch.rand(10),
+        epochs=3,
+        batch_size=4,
+        beta=lambda step: step / 9,
+        device="cpu",
+        progress=False,
+    )
+    found = torch.stack([beta for _, _, beta in model.heard])
+    torch.testing.assert_close(found, torch.arange(9) / 9)
+
+
+def test_annealing_changes_what_a_vae_is_trained_on_and_not_how_it_is_tested(images):
+    weighed = fit(make(), images, epochs=1, beta=lambda step: 4.0, test_images=images, **SETTINGS)
+    assert weighed.train == fit(make(beta=4.0), images, epochs=1, **SETTINGS).train
+    assert weighed.test["total"][0] == pytest.approx(
+        weighed.test["reconstruction"][0] + weighed.test["kl"][0], rel=1e-5
+    )
+
+
+def test_a_schedule_of_the_step_size_is_that_of_the_epochs(images):
+    # The same as one run for each epoch with Adam's memory carried over: here by hand.
+    model, theirs = make(), make()
+    rates = [3e-3, 1e-3, 1e-4]
+    order = images.clone()
+    fit(model, order, epochs=3, lr=lambda epoch: rates[epoch] if epoch < 3 else 1e-4, **SETTINGS)
+    optimizer = torch.optim.Adam(theirs.parameters(), fused=True)
+    torch.manual_seed(0)
+    theirs.train()
+    for epoch in range(3):
+        optimizer.param_groups[0]["lr"] = rates[epoch]
+        permutation = torch.randperm(COUNT, generator=torch.Generator().manual_seed(epoch))
+        for rows in permutation.split(BATCH):
+            optimizer.zero_grad()
+            theirs.loss(images[rows]).total.backward()
+            optimizer.step()
+    assert same(model, theirs)
+
+
+def test_a_transform_is_applied_afresh_to_every_batch_and_to_the_test_images_alike(images):
+    def noisy(batch):
+        return batch + torch.randn_like(batch)
+
+    model = Listener()
+    history = fit(model, images, epochs=2, transform=noisy, test_images=images, **SETTINGS)
+    first, second = (sum(len(x) for x, _, _ in model.heard[i : i + 5]) for i in (0, 5))
+    assert first == second == 2 * COUNT
+    drawn = [torch.cat([x for x, _, _ in model.heard[i : i + 4]]).std().item() for i in (0, 5)]
+    assert drawn[0] != drawn[1]
+    assert min(drawn) > 1.0  # the images alone have 0.29
+    assert torch.equal(model.heard[4][0], model.heard[9][0])  # the same noise for the test images
+    assert len(history.test["total"]) == 2
+
+
+def test_labels_go_with_their_images():
+    model, images = Listener(), torch.arange(10.0)
+    options = {"epochs": 2, "batch_size": 3, "device": "cpu", "progress": False}
+    fit(model, images, labels=10 * images, test_images=images, test_labels=10 * images, **options)
+    assert len(model.heard) == 2 * (4 + 1)
+    assert all(torch.equal(labels, 10 * x) for x, labels, _ in model.heard)
+
+
+# --------------------------------------------------------------- what the device computes in
+
+
+def test_mixed_precision_trains_to_the_same_place_with_other_numbers(images):
+    one, other = make(), make()
+    plain = fit(one, images, epochs=5, lr=3e-3, **SETTINGS)
+    mixed = fit(other, images, epochs=5, lr=3e-3, precision="bfloat16", **SETTINGS)
+    assert mixed.train["total"] == pytest.approx(plain.train["total"], rel=0.01)
+    assert mixed.train["total"] != plain.train["total"]
+    assert all(w.dtype == torch.float32 for w in weights(other).values())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs a C++ compiler")
+def test_a_compiled_loss_gives_the_same_numbers(images, tmp_path):
+    # In a process of its own: the compiler keeps threads and caches.
+    script = """
+import torch
+from aecourse import LinearAutoencoder, fit
+torch.manual_seed(0)
+x = torch.randn(50, 6)
+for compile in (False, True):
+    torch.manual_seed(1)
+    model = LinearAutoencoder(6, 2)
+    history = fit(model, x, epochs=3, batch_size=16, device="cpu", progress=False, compile=compile)
+    print(history.train["total"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment |= {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    eager, compiled = (ast.literal_eval(line) for line in run.stdout.splitlines())
+    assert compiled == pytest.approx(eager, rel=1e-5)
+
+
+def test_the_settings_of_the_machine_are_left_as_they_were(images):
+    tiny = torch.full((1,), 2e-38)
+    assert tiny / 4 != 0
+    inside = []
+    model = watch(make(), lambda n, batch: inside.append(bool(tiny / 4 == 0)))
+    matmul = torch.get_float32_matmul_precision()
+    fit(model, images, epochs=1, precision="tf32", **SETTINGS)
+    assert all(inside)
+    assert tiny / 4 != 0
+    assert torch.get_float32_matmul_precision() == matmul
+
+
+# ---------------------------------------------------------------------- several processes
+
+TEAM = """
+import json, os, sys, torch
+from aecourse import VAE, LinearAutoencoder, data, fit
+torch.set_num_threads(1)
+kind, folder, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
+images = torch.load(folder + "/images.pt")
+torch.manual_seed(0 if int(os.environ.get("RANK", 0)) == 0 else 1)  # rank 0's weights are the team's
+if kind == "linear":
+    model, images = LinearAutoencoder(16, 3), images.flatten(1)
+else:
+    model = VAE.mlp((1, 4, 4), 2, hidden=(8,))
+calls, plain = 0, model.loss
+def loss(batch):
+    global calls
+    calls += 1
+    if kind == "nan" and calls == 6 and os.environ.get("RANK") == "1":
+        batch = batch * float("nan")
+    if kind == "killed" and calls == 6:
+        os._exit(9)
+    return plain(batch)
+model.loss = loss
+kind_is_checkpointed = kind in ("killed", "resumed")
+history = fit(model, images, epochs=epochs, batch_size=16, lr=3e-3, device="cpu", progress=False,
+    checkpoint=folder + "/team.pt" if kind_is_checkpointed else None,
+    checkpoint_steps=2 if kind_is_checkpointed else None)
+with open(f"{folder}/{kind}-{os.environ.get('RANK', 'alone')}.json", "w") as file:
+    json.dump([history.train, {n: w.tolist() for n, w in model.state_dict().items()}], file)
+"""
+
+
+def team(kind: str, folder: Path, epochs: int = 3, processes: int = 2) -> subprocess.CompletedProcess:
+    (folder / "team.py").write_text(TEAM)
+    launch = [sys.executable, str(folder / "team.py")]
+    if processes > 1:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launch += ["--nproc-per-node", str(processes), str(folder / "team.py")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launch, kind, str(folder), str(epochs)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def result(folder: Path, name: str) -> tuple[dict, dict]:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["linear", "vae"])
+def test_two_processes_train_as_one_does(images, tmp_path, kind):
+    # 49 images in batches of 16: uneven parts, and a last batch of one image for two processes.
+    torch.save(images[:49], tmp_path / "images.pt")
+    for processes in (1, 2):
+        run = team(kind, tmp_path, processes=processes)
+        assert run.returncode == 0, run.stderr
+    alone, first, second = (result(tmp_path, f"{kind}-{who}") for who in ("alone", "0", "1"))
+    for name, curve in alone[0].items():
+        assert first[0][name] == second[0][name] == pytest.approx(curve, rel=1e-5)
+    for name, weight in alone[1].items():
+        assert first[1][name] == second[1][name]
+        torch.testing.assert_close(torch.tensor(first[1][name]), torch.tensor(weight), rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_stop_together_and_one_says_why(images, tmp_path):
+    torch.save(images, tmp_path / "images.pt")
+    run = team("nan", tmp_path)
+    assert run.returncode != 0
+    assert "at epoch 2, step 2, through its term reconstruction" in run.stderr
+    assert not list(tmp_path.glob("nan-*.json"))
+
+
+def test_two_processes_that_were_killed_go_on_to_the_same_numbers(images, tmp_path):
+    torch.save(images, tmp_path / "images.pt")
+    assert team("killed", tmp_path).returncode != 0
+    assert (tmp_path / "team.pt").is_file()
+    assert team("resumed", tmp_path).returncode == 0
+    assert team("vae", tmp_path).returncode == 0
+    assert result(tmp_path, "resumed-0") == result(tmp_path, "vae-0")
+    # One process cannot go on where two stopped: it would train on other parts.
+    run = team("resumed", tmp_path, epochs=4, processes=1)
+    assert "a run with processes = 2, not 1" in run.stderr
 
 
 # ---------------------------------------------------------------------------- progress bar
