@@ -2,28 +2,46 @@
 
 One module per chapter. Everything is in nats per example: sums over the dimensions of an example,
 means over the batch, unless a name says otherwise.
+
+Modules are imported when they are first used, so that ``import aecourse`` costs next to nothing.
 """
 
-from aecourse import bounds, data, likelihoods, linear, nets
-from aecourse.bounds import Loss
-from aecourse.linear import LinearAutoencoder, fit_ppca, pca
-from aecourse.train import History, evaluate, fit
-from aecourse.vae import VAE
+from importlib import import_module
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "VAE",
-    "History",
-    "LinearAutoencoder",
-    "Loss",
-    "bounds",
-    "data",
-    "evaluate",
-    "fit",
-    "fit_ppca",
-    "likelihoods",
-    "linear",
-    "nets",
-    "pca",
-]
+_MODULES = (
+    "autoencoders bounds contracts data disentanglement evaluate gradients inference likelihoods linear "
+    "mixtures nets plots reference train vae"
+).split()
+_NAMES = {
+    "Autoencoder": "autoencoders",
+    "ContractiveAutoencoder": "autoencoders",
+    "DenoisingAutoencoder": "autoencoders",
+    "SparseAutoencoder": "autoencoders",
+    "Loss": "bounds",
+    "LinearAutoencoder": "linear",
+    "LinearVAE": "linear",
+    "fit_ppca": "linear",
+    "pca": "linear",
+    "History": "train",
+    "fit": "train",
+    "mean_loss": "train",
+    "VAE": "vae",
+}
+
+__all__ = [*_MODULES, *_NAMES]
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return import_module(f"aecourse.{name}")
+    if name in _NAMES:
+        value = getattr(import_module(f"aecourse.{_NAMES[name]}"), name)
+        globals()[name] = value  # found at once the next time
+        return value
+    raise AttributeError(f"module 'aecourse' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

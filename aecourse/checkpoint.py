@@ -44,7 +44,7 @@ def buffer_checksums(model: nn.Module) -> dict[str, str]:
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint beside its place and rename it: a kill in the middle leaves the previous one whole."""
+    """Write a checkpoint beside its place, then rename it: a kill in the middle leaves the old one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(state, partial)

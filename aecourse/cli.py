@@ -1,6 +1,7 @@
 """The ``aecourse`` command."""
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -19,14 +20,16 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     fetch = commands.add_parser("fetch", help="download a data set, checksums verified")
-    fetch.add_argument("name", help="mnist or fashion-mnist")
+    fetch.add_argument("name", help="mnist, fashion-mnist or cifar10")
     fetch.add_argument("--root", type=Path, help="folder to put it in (default: AECOURSE_DATA or the cache)")
 
     commands.add_parser("info", help="versions and devices, to paste into a bug report")
 
-    train = commands.add_parser("train-reference", help="train a model that ships with the package")
-    train.add_argument("name", help="mnist_vae")
-    train.add_argument("--folder", type=Path, default=Path("aecourse/weights"), help="where to write it")
+    _add_train(commands)
+
+    reference = commands.add_parser("train-reference", help="train a model that ships with the package")
+    reference.add_argument("name", help="mnist_vae")
+    reference.add_argument("--folder", type=Path, default=Path("aecourse/weights"), help="where to write it")
 
     options = parser.parse_args(arguments)
     try:
@@ -36,14 +39,159 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{options.name} is ready in {data.fetch(options.name, options.root)}")
         elif options.command == "info":
             print(info())
+        elif options.command == "train":
+            train(options)
         else:
             from aecourse import reference
 
             print(reference.train(options.name, options.folder))
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         print(f"aecourse: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+# What each model of ``aecourse train`` takes besides the options that all of them have.
+MODELS = {
+    "autoencoder": {"output", "error"},
+    "sparse": {"output", "error", "penalty", "weight", "rho", "k"},
+    "denoising": {"output", "error", "sigma"},
+    "contractive": {"output", "error", "weight"},
+    "vae": {"likelihood", "variance", "beta", "free_bits", "samples", "bound", "gradient"},
+}
+NETWORKS = {"mlp": {"hidden"}, "conv": {"channels", "hidden"}, "residual": {"channels", "hidden"}}
+
+
+def _add_train(commands) -> None:
+    """The options of ``aecourse train``. Those of a model have no default here: the class has it."""
+    command = commands.add_parser(
+        "train",
+        help="train a model; the same command again goes on where it stopped",
+        description="Train a model on a data set, with a checkpoint after every epoch: a run that was "
+        "stopped goes on where it was, and with more --epochs trains on. On several GPUs: torchrun "
+        "--nproc-per-node 2 -m aecourse.cli train ...",
+        argument_default=argparse.SUPPRESS,
+    )
+    command.add_argument("model", choices=MODELS)
+    command.add_argument("--folder", type=Path, required=True, help="for checkpoint.pt and history.json")
+    command.add_argument("--data", default=None, help="digits, faces, mnist, ... (default: as the chapters)")
+    command.add_argument("--network", choices=NETWORKS, default="mlp")
+    command.add_argument("--code-dim", "--latent-dim", type=int, default=20, help="size of the code")
+    command.add_argument("--hidden", type=int, nargs="*", help="layer sizes of the encoder")
+    command.add_argument("--channels", type=int, nargs="+", help="channels of each convolution")
+
+    loop = command.add_argument_group("training")
+    for name, kind, default in (
+        ("epochs", int, 10),
+        ("batch-size", int, 128),
+        ("lr", float, 1e-3),
+        ("seed", int, 0),
+    ):
+        loop.add_argument(f"--{name}", type=kind, default=default, help=f"(default: {default})")
+    loop.add_argument("--device", default=None, help="cpu, cuda, ... (default: a GPU if there is one)")
+    loop.add_argument("--precision", default=None, help="float32, tf32 or bfloat16")
+    loop.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
+    loop.add_argument(
+        "--checkpoint-steps", type=int, default=None, help="write so often within an epoch, too"
+    )
+    loop.add_argument(
+        "--binarize", action="store_true", default=False, help="draw binary images anew each time"
+    )
+    loop.add_argument(
+        "--warmup", type=int, default=0, metavar="STEPS", help="of the weight of the KL, vae only"
+    )
+    loop.add_argument("--quiet", action="store_true", default=False, help="no progress bar")
+
+    model = command.add_argument_group("model", "see the class for meanings and defaults")
+    for name in ("beta", "free-bits", "weight", "rho", "sigma"):
+        model.add_argument(f"--{name}", type=float)
+    for name in ("samples", "k"):
+        model.add_argument(f"--{name}", type=int)
+    for name in ("likelihood", "bound", "gradient", "output", "error", "penalty"):
+        model.add_argument(f"--{name}")
+    model.add_argument("--variance", type=_number_or_name, help="a number, learned, per_pixel or optimal")
+
+
+def train(options: argparse.Namespace) -> dict:
+    """``aecourse train``: build the model, fit it, and leave a checkpoint and a history in the folder.
+
+    Raises:
+        ValueError: an option that the model or the network does not have, or that :func:`aecourse.fit`
+            refuses.
+    """
+    import torch
+
+    from aecourse import autoencoders, data, fit
+    from aecourse.bounds import linear_annealing
+    from aecourse.vae import VAE
+
+    classes = {
+        "autoencoder": autoencoders.Autoencoder,
+        "sparse": autoencoders.SparseAutoencoder,
+        "denoising": autoencoders.DenoisingAutoencoder,
+        "contractive": autoencoders.ContractiveAutoencoder,
+        "vae": VAE,
+    }
+    given = vars(options)
+    allowed = MODELS[options.model] | NETWORKS[options.network]
+    known = set().union(*MODELS.values(), *NETWORKS.values())
+    if extra := sorted((known - allowed) & given.keys()):
+        raise ValueError(
+            f"--{extra[0].replace('_', '-')} is no option of {options.model} with --network "
+            f"{options.network}. Its own are: {', '.join(sorted(allowed))}."
+        )
+    beta = None
+    if options.warmup:
+        if options.model != "vae":
+            raise ValueError(f"--warmup is no option of {options.model}: it has no KL to weigh.")
+        final = given.get("beta", 1.0)
+
+        def beta(step: int) -> float:
+            return final * linear_annealing(step, 0, options.warmup)
+
+    images = data.load(options.data)
+    torch.manual_seed(options.seed)
+    build = getattr(classes[options.model], options.network)
+    settings = {name: given[name] for name in sorted(allowed & given.keys())}
+    model = build(images.image_shape, options.code_dim, **settings)
+    history = fit(
+        model,
+        images.train,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        beta=beta,
+        transform=data.binarize if options.binarize else None,
+        seed=options.seed,
+        test_images=images.test,
+        device=options.device,
+        precision=options.precision,
+        compile=options.compile,
+        checkpoint=options.folder / "checkpoint.pt",
+        checkpoint_steps=options.checkpoint_steps,
+        progress=not options.quiet,
+    )
+    result = {
+        "model": options.model,
+        "data": str(images),
+        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in given.items()},
+        "train": history.train,
+        "test": history.test,
+        "seconds": history.seconds,
+    }
+    if int(os.environ.get("RANK", 0)) == 0:  # of several processes one reports
+        path = options.folder / "history.json"
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in history.test.items())
+        print(f"{images.name}, {history.epochs} epochs; on the test images: {last}. See {options.folder}.")
+    return result
+
+
+def _number_or_name(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def info() -> str:

@@ -10,6 +10,7 @@ lets it enforce the same line, so that a mistake is reported where it was made::
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,7 +33,6 @@ def check_shapes(*arguments: tuple[str, Tensor, str]) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     trailing: tuple[int, ...] | None = None
-    first = arguments[0][0]
     for name, tensor, pattern in arguments:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}.")
@@ -41,24 +41,37 @@ def check_shapes(*arguments: tuple[str, Tensor, str]) -> dict[str, int]:
                 f"{name} has dtype {tensor.dtype} but needs a floating-point one: "
                 f"convert it with {name}.float()."
             )
-        words = pattern.split()
-        open_ended = words[-1] == "..."
-        named = words[:-1] if open_ended else words
+        named, open_ended = _parse(pattern)
         shape = tuple(tensor.shape)
         fits = len(shape) >= len(named) if open_ended else len(shape) == len(named)
-        fits = fits and all(sizes.setdefault(w, n) == n for w, n in zip(named, shape))
+        for word, size in zip(named, shape):
+            fits = fits and sizes.setdefault(word, size) == size
         if fits and open_ended:
             trailing = shape[len(named) :] if trailing is None else trailing
             fits = shape[len(named) :] == trailing
         if not fits:
-            known = [str(sizes.get(w, w)) for w in named]
-            if open_ended:
-                known += ["..."] if trailing is None else [str(n) for n in trailing]
-            needs, needed = _tuple(words), _tuple(known)
-            because = "" if needs == needed else f" = {needed}"
-            because += "" if needs == needed or name == first else f", the sizes that {first} has"
-            raise ValueError(f"{name} has shape {shape} but needs {needs}{because}.")
+            _refuse(name, shape, pattern, sizes, trailing, first=arguments[0][0])
     return sizes
+
+
+@cache
+def _parse(pattern: str) -> tuple[tuple[str, ...], bool]:
+    """The names in a pattern, and whether it ends in ``...``; losses are checked at every step of a training
+    run, so this is done once."""
+    words = tuple(pattern.split())
+    return (words[:-1], True) if words[-1] == "..." else (words, False)
+
+
+def _refuse(name, shape, pattern, sizes, trailing, first) -> None:
+    """Say what is wrong with a shape: it lists the sizes that are known by then."""
+    named, open_ended = _parse(pattern)
+    known = [str(sizes.get(w, w)) for w in named]
+    if open_ended:
+        known += ["..."] if trailing is None else [str(n) for n in trailing]
+    needs, needed = _tuple(pattern.split()), _tuple(known)
+    because = "" if needs == needed else f" = {needed}"
+    because += "" if needs == needed or name == first else f", the sizes that {first} has"
+    raise ValueError(f"{name} has shape {shape} but needs {needs}{because}.")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

@@ -1,11 +1,9 @@
-"""Data sets: toys with a known shape, real images that need no download, and MNIST.
+"""Data sets: toys with a known shape, generated images with known factors, real images, and corruption.
 
 Nothing here falls back silently. ``load("mnist")`` either returns MNIST or says how to get it, and
 ``print(load())`` names what it found.
 """
 
-import gzip
-import hashlib
 import math
 import os
 from pathlib import Path
@@ -13,22 +11,41 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-NAMES = ("digits", "faces", "mnist", "fashion-mnist")
-DOWNLOADED = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}  # our name: torchvision's
+from aecourse import downloads
+from aecourse.contracts import check_shapes
+from aecourse.downloads import DOWNLOADED
+from aecourse.mixtures import GaussianMixture, gaussian_mixture
+from aecourse.sprites import Sprites, draw_sprites, sprites
 
-# MD5 of the idx files as they are once unpacked. torchvision knows the sums of the archives alone,
-# and reads an unpacked file that is damaged without a word.
-UNPACKED_MD5 = {
-    "MNIST/train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "MNIST/train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "MNIST/t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "MNIST/t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-    "FashionMNIST/train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-    "FashionMNIST/train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
-    "FashionMNIST/t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
-    "FashionMNIST/t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
-}
+__all__ = [
+    "DOWNLOADED",
+    "NAMES",
+    "Dataset",
+    "Sprites",
+    "TimeSeries",
+    "add_gaussian_noise",
+    "binarize",
+    "chosen_name",
+    "circle",
+    "data_root",
+    "downsample",
+    "draw_sprites",
+    "fetch",
+    "line",
+    "load",
+    "mask",
+    "mixture_grid",
+    "mixture_ring",
+    "pinwheel",
+    "salt_and_pepper",
+    "spiral",
+    "sprites",
+    "time_series",
+]
+
+NAMES = ("digits", "faces", *DOWNLOADED)
 
 
 class Dataset(NamedTuple):
@@ -70,6 +87,7 @@ def line(count: int, noise: float = 0.0) -> Tensor:
     Returns:
         ``(N, 2)``.
     """
+    _check_toy(count, noise)
     a = torch.randn(count, 1)
     return a * torch.tensor([2.0, 1.0]) + noise * torch.randn(count, 2)
 
@@ -77,15 +95,136 @@ def line(count: int, noise: float = 0.0) -> Tensor:
 def circle(count: int, noise: float = 0.0) -> Tensor:
     """Points near (sin t, cos t), t uniform: one number again, but no line through it (lecture 004).
 
+    Arguments and result as for :func:`line`.
+    """
+    _check_toy(count, noise)
+    t = 2 * math.pi * torch.rand(count, 1)
+    return torch.cat([t.sin(), t.cos()], dim=1) + noise * torch.randn(count, 2)
+
+
+def spiral(count: int, noise: float = 0.0, turns: float = 1.5) -> Tensor:
+    """Points near a spiral that winds out of the origin to radius 1 (lecture 000; Alain & Bengio 2014).
+
+    The points are uniform along the curve's angle squared, which makes them nearly so along its length.
+
     Args:
         count: N.
         noise: standard deviation of the Gaussian noise on both coordinates.
+        turns: how often it winds round, positive.
 
     Returns:
         ``(N, 2)``.
     """
-    t = 2 * math.pi * torch.rand(count, 1)
-    return torch.cat([t.sin(), t.cos()], dim=1) + noise * torch.randn(count, 2)
+    _check_toy(count, noise)
+    if not turns > 0:
+        raise ValueError(f"turns is {turns} but must be positive.")
+    radius = torch.rand(count, 1).sqrt()
+    angle = 2 * math.pi * turns * radius
+    return radius * torch.cat([angle.cos(), angle.sin()], dim=1) + noise * torch.randn(count, 2)
+
+
+def pinwheel(
+    count: int, arms: int = 5, radial: float = 0.3, tangential: float = 0.05, twist: float = 0.25
+) -> tuple[Tensor, Tensor]:
+    """Blobs on a circle, drawn out along their radius and twisted: clusters with no straight axis.
+
+    Args:
+        count: N.
+        arms: how many blobs.
+        radial: standard deviation along the radius, before the twist.
+        tangential: standard deviation across it.
+        twist: how much an arm is bent: it turns by ``twist * exp(radius)`` radians.
+
+    Returns:
+        Points ``(N, 2)`` and the arm of each, ``(N,)`` int64.
+
+    Source: Johnson et al. (2016), section 6.
+    """
+    _check_toy(count, radial)
+    _check_toy(count, tangential)
+    if arms < 1:
+        raise ValueError(f"arms is {arms} but must be at least 1.")
+    arm = torch.randint(arms, (count,))
+    x = 1 + radial * torch.randn(count)
+    y = tangential * torch.randn(count)
+    angle = 2 * math.pi * arm / arms + twist * x.exp()
+    return torch.stack([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], dim=1), arm
+
+
+def mixture_ring(modes: int = 8, radius: float = 2.0, std: float = 0.2) -> GaussianMixture:
+    """Equal Gaussians on a circle: a density in two dimensions that is known, with its score.
+
+    Args:
+        modes: how many.
+        radius: of the circle, positive.
+        std: of each Gaussian in every direction, positive.
+
+    Returns:
+        A :class:`aecourse.mixtures.GaussianMixture`; draw points with its ``sample``.
+    """
+    if modes < 1 or not radius > 0 or not std > 0:
+        raise ValueError(f"modes, radius, std are {modes}, {radius}, {std} but must be positive.")
+    angle = 2 * math.pi * torch.arange(modes) / modes
+    return _equal_mixture(radius * torch.stack([angle.cos(), angle.sin()], dim=1), std)
+
+
+def mixture_grid(side: int = 5, spacing: float = 1.0, std: float = 0.1) -> GaussianMixture:
+    """Equal Gaussians on a square grid around the origin, ``side`` of them in each direction.
+
+    Arguments as for :func:`mixture_ring`; ``spacing`` is the distance between neighbours.
+    """
+    if side < 1 or not spacing > 0 or not std > 0:
+        raise ValueError(f"side, spacing, std are {side}, {spacing}, {std} but must be positive.")
+    ticks = spacing * (torch.arange(side) - (side - 1) / 2)
+    return _equal_mixture(torch.cartesian_prod(ticks, ticks), std)
+
+
+def _equal_mixture(means: Tensor, std: float) -> GaussianMixture:
+    count = len(means)
+    return gaussian_mixture(torch.ones(count), means, (std**2 * torch.eye(2)).expand(count, 2, 2))
+
+
+class TimeSeries(NamedTuple):
+    """Signals and the numbers they were made from; see :func:`time_series`."""
+
+    signals: Tensor
+    """``(N, 1, length)``, float32."""
+
+    factors: Tensor
+    """``(N, 4)``: frequency in cycles per series, phase in radians, amplitude, slope over the series."""
+
+
+def time_series(count: int, length: int = 128, noise: float = 0.05) -> TimeSeries:
+    """Noisy waves on a slope: one-dimensional signals made of four numbers each.
+
+    A signal is ``amplitude * sin(2 pi frequency t + phase) + slope * (t - 1/2) + noise`` at times t from 0 to
+    1, with a frequency from 1 to 8, a phase from -pi to pi, an amplitude from 0.3 to 1 and a slope from -1 to
+    1, all uniform.
+
+    Args:
+        count: N.
+        length: samples of each signal, at least 32, so that the fastest wave has four per cycle.
+        noise: standard deviation of the Gaussian noise.
+
+    Returns:
+        The signals with their factors.
+    """
+    _check_toy(count, noise)
+    if length < 32:
+        raise ValueError(f"length is {length} but must be at least 32, four samples for each cycle.")
+    low, high = torch.tensor([1.0, -math.pi, 0.3, -1.0]), torch.tensor([8.0, math.pi, 1.0, 1.0])
+    factors = low + (high - low) * torch.rand(count, 4)
+    frequency, phase, amplitude, slope = factors.unsqueeze(2).unbind(dim=1)
+    t = torch.arange(length) / length
+    clean = amplitude * torch.sin(2 * math.pi * frequency * t + phase) + slope * (t - 0.5)
+    return TimeSeries((clean + noise * torch.randn(count, length)).unsqueeze(1), factors)
+
+
+def _check_toy(count: int, noise: float) -> None:
+    if count < 1:
+        raise ValueError(f"count is {count} but must be at least 1.")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise is {noise} but must be at least 0: it is a standard deviation.")
 
 
 def data_root() -> Path:
@@ -122,6 +261,7 @@ def load(name: str | None = None, root: Path | None = None) -> Dataset:
     ``faces``           100 faces, 25 x 25, inside scikit-image (a part of LFW)
     ``mnist``           70,000 handwritten digits, 28 x 28, after ``aecourse fetch mnist``
     ``fashion-mnist``   70,000 pieces of clothing, 28 x 28, after ``aecourse fetch fashion-mnist``
+    ``cifar10``         60,000 colour photographs, 32 x 32, after ``aecourse fetch cifar10``
     ==================  ================================================================
 
     Raises:
@@ -134,7 +274,8 @@ def load(name: str | None = None, root: Path | None = None) -> Dataset:
     if name == "faces":
         return _faces()
     if name in DOWNLOADED:
-        return _mnist(name, data_root() if root is None else Path(root))
+        source = "32 x 32 colour" if name == "cifar10" else "28 x 28 grey values"
+        return Dataset(name, source, *downloads.read(name, data_root() if root is None else Path(root)))
     raise ValueError(f"There is no data set {name!r}. Known: {', '.join(NAMES)}.")
 
 
@@ -152,8 +293,7 @@ def fetch(name: str, root: Path | None = None) -> Path:
         hint = " It ships inside a Python package: just load it." if name in inside else ""
         raise ValueError(f"{name!r} cannot be fetched.{hint} These can: {', '.join(DOWNLOADED)}.")
     root = data_root() if root is None else Path(root)
-    root.mkdir(parents=True, exist_ok=True)
-    _torchvision_class(name)(str(root), download=True)
+    downloads.download(name, root)
     load(name, root)
     return root
 
@@ -189,61 +329,64 @@ def _split(name: str, source: str, images: Tensor, labels: Tensor) -> Dataset:
     return Dataset(name, source, images[~test], labels[~test], images[test], labels[test])
 
 
-def _mnist(name: str, root: Path) -> Dataset:
-    tensors = []
-    for split in ("train", "t10k"):
-        for kind in ("images-idx3", "labels-idx1"):
-            tensors.append(_read_idx(name, root, f"{split}-{kind}-ubyte"))
-    train, train_labels, test, test_labels = tensors
-    return Dataset(
-        name,
-        "28 x 28 grey values",
-        train.unsqueeze(1).float().div(255),
-        train_labels.long(),
-        test.unsqueeze(1).float().div(255),
-        test_labels.long(),
-    )
+# ------------------------------------------------------------------------------ corruption
+#
+# Pure functions from images to corrupted images of the same shape, for denoising autoencoders. They run
+# at every step of training, so what they check are their settings, not the images.
 
 
-def _read_idx(name: str, root: Path, file: str) -> Tensor:
-    """One idx file, checksum verified, from the unpacked file or straight from the archive.
+def add_gaussian_noise(x: Tensor, sigma: float, generator: torch.Generator | None = None) -> Tensor:
+    """``x`` plus independent Gaussian noise of standard deviation ``sigma``; not clipped to [0, 1]."""
+    check_shapes(("x", x, "batch ..."))
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"sigma is {sigma} but must be at least 0: it is a standard deviation.")
+    return x + sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
-    torchvision would unpack the archive beside itself, which fails in a folder that is read-only, and
-    would not look at the checksum of a file that is unpacked.
+
+def mask(x: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """``x`` with each value set to 0 with this probability (Vincent et al. 2008)."""
+    _check_probability(x, probability)
+    return x * (_uniform(x, generator) >= probability)
+
+
+def salt_and_pepper(x: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """``x`` with each value replaced, with this probability, by 0 or 1, whichever a fair coin says."""
+    _check_probability(x, probability)
+    u = _uniform(x, generator)
+    # One draw decides both: below half the probability it is pepper, below all of it salt.
+    return torch.where(u < probability, (u >= probability / 2).to(x), x)
+
+
+def downsample(x: Tensor, factor: int) -> Tensor:
+    """``x`` at a lower resolution, in its old shape: each block of pixels shows its mean.
+
+    Args:
+        x: ``(batch, channels, height, width)``; where the blocks do not fit, the last ones are smaller.
+        factor: side of a block, at least 1.
     """
-    folder = DOWNLOADED[name]
-    raw = root / folder / "raw"
-    unpacked, archive = raw / file, raw / f"{file}.gz"
-    if unpacked.is_file():
-        path, content = unpacked, unpacked.read_bytes()
-        expected, found = UNPACKED_MD5[f"{folder}/{file}"], hashlib.md5(content).hexdigest()
-    elif archive.is_file():
-        path, content = archive, archive.read_bytes()
-        sums = dict(_torchvision_class(name).resources)
-        expected, found = sums[archive.name], hashlib.md5(content).hexdigest()
-    else:
-        raise FileNotFoundError(
-            f"{name} is not under {root}: no {folder}/raw/{file} (nor .gz). Run 'aecourse "
-            f"fetch {name}', or set AECOURSE_DATA to a folder that holds {folder}/raw, or use "
-            "load('digits'), which needs no download."
-        )
-    if found != expected:
-        raise ValueError(
-            f"{path} is damaged: its MD5 checksum is {found} but should be {expected}. Delete it and "
-            f"run 'aecourse fetch {name}'."
-        )
-    if path is archive:
-        content = gzip.decompress(content)
-    # Header: two zero bytes, the type (8 is uint8), the number of dimensions, then each as a
-    # big-endian 32-bit number.
-    dims = content[3]
-    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * dims).view(shape)
+    check_shapes(("x", x, "batch channels height width"))
+    if factor < 1:
+        raise ValueError(f"factor is {factor} but must be at least 1.")
+    small = F.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False)
+    large = small.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    return large[:, :, : x.shape[2], : x.shape[3]]
 
 
-def _torchvision_class(name: str) -> type:
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise ImportError(f"{name} needs torchvision: pip install torchvision.") from error
-    return getattr(datasets, DOWNLOADED[name])
+def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw each pixel black or white, with its grey value as the probability of 1.
+
+    Drawn anew in each epoch this is dynamic binarisation: the images that published likelihoods of MNIST are
+    about (Salakhutdinov & Murray 2008; Burda et al. 2016). Give it to ``fit`` as ``transform``.
+    """
+    check_shapes(("x", x, "batch ..."))
+    return (_uniform(x, generator) < x).to(x)
+
+
+def _uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def _check_probability(x: Tensor, probability: float) -> None:
+    check_shapes(("x", x, "batch ..."))
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability is {probability} but must be between 0 and 1.")

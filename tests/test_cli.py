@@ -1,5 +1,6 @@
 """The aecourse command, as a user types it."""
 
+import json
 import subprocess
 import sys
 
@@ -59,6 +60,100 @@ def test_train_reference_reports_what_it_measured(monkeypatch, tmp_path, capsys)
     assert cli.main(["train-reference", "mnist_vae", "--folder", str(tmp_path)]) == 0
     assert "'reconstruction'" in capsys.readouterr().out
     assert (tmp_path / "mnist_vae.safetensors").is_file()
+
+
+TRAIN = ["--data", "digits", "--epochs", "2", "--device", "cpu", "--quiet", "--code-dim", "3"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["vae", "--hidden", "16"],
+        [
+            "vae",
+            "--network",
+            "conv",
+            "--channels",
+            "4",
+            "8",
+            "--likelihood",
+            "gaussian",
+            "--variance",
+            "optimal",
+        ],
+        ["vae", "--hidden", "16", "--bound", "iwae", "--samples", "3", "--gradient", "dreg", "--binarize"],
+        ["vae", "--hidden", "16", "--warmup", "10", "--beta", "2"],
+        ["autoencoder", "--network", "residual", "--channels", "4", "--error", "cross_entropy"],
+        ["sparse", "--penalty", "top_k", "--k", "2"],
+        ["sparse", "--penalty", "kl", "--rho", "0.1", "--weight", "0.5"],
+        ["denoising", "--sigma", "0.3", "--hidden", "16"],
+        ["contractive", "--weight", "0.2", "--hidden", "16"],
+    ],
+    ids=" ".join,
+)
+def test_train_trains_every_model_and_reports(arguments, tmp_path, capsys):
+    assert cli.main(["train", *arguments, *TRAIN, "--folder", str(tmp_path)]) == 0
+    assert "2 epochs; on the test images: total" in capsys.readouterr().out
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert history["train"]["total"][1] < history["train"]["total"][0]
+    assert len(history["test"]["total"]) == 2
+    assert (tmp_path / "checkpoint.pt").is_file()
+
+
+def test_train_again_goes_on_and_ends_at_the_same_numbers(tmp_path):
+    def train(folder, epochs):
+        arguments = ["vae", "--hidden", "16", *TRAIN, "--folder", str(folder), "--epochs", str(epochs)]
+        assert cli.main(["train", *arguments]) == 0
+        return json.loads((folder / "history.json").read_text())
+
+    whole = train(tmp_path / "whole", 4)
+    train(tmp_path / "parts", 1)
+    parts = train(tmp_path / "parts", 4)
+    assert parts["train"] == whole["train"]
+    assert parts["test"] == whole["test"]
+
+
+def test_warmup_weighs_the_kl_less_at_first(tmp_path):
+    for name, extra in (("cold", []), ("warm", ["--warmup", "1000000"])):
+        arguments = ["vae", "--hidden", "16", *TRAIN, "--folder", str(tmp_path / name), *extra]
+        assert cli.main(["train", *arguments]) == 0
+    cold, warm = (
+        json.loads((tmp_path / name / "history.json").read_text())["train"] for name in ("cold", "warm")
+    )
+    total = [cold["reconstruction"][0] + cold["kl"][0], warm["reconstruction"][0]]
+    assert cold["total"][0] == pytest.approx(total[0], rel=1e-5)
+    assert warm["total"][0] == pytest.approx(total[1], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["autoencoder", "--beta", "2"], "--beta is no option of autoencoder with --network mlp."),
+        (["vae", "--channels", "4"], "--channels is no option of vae with --network mlp."),
+        (["sparse", "--warmup", "5"], "--warmup is no option of sparse"),
+        (["vae", "--likelihood", "poisson"], "likelihood is 'poisson' but must be one of"),
+        (["vae", "--batch-size", "0"], "batch_size is 0 but must be at least 1"),
+        (["vae", "--precision", "float16"], "precision is 'float16'"),
+        (["vae", "--data", "imagenet"], "There is no data set 'imagenet'"),
+    ],
+)
+def test_train_refuses_in_one_line(arguments, message, tmp_path, capsys):
+    assert cli.main(["train", *TRAIN, *arguments, "--folder", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_train_runs_on_two_processes(tmp_path):
+    arguments = ["-m", "aecourse.cli", "train", "vae", "--hidden", "16", *TRAIN, "--folder"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for folder, start in (("one", [sys.executable]), ("two", launch)):
+        run = subprocess.run([*start, *arguments, str(tmp_path / folder)], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.count("on the test images") == 1
+    one, two = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
+    assert two["train"]["total"] == pytest.approx(one["train"]["total"], rel=1e-4)
 
 
 def test_installed_command_explains_itself():

@@ -31,12 +31,14 @@ def setup(app):
 
 
 def key_cache(app, config):
-    """Give each state of library and data an execution cache of its own."""
+    """Give each state of library, benchmark results and data an execution cache of its own."""
     digest = hashlib.sha256()
     package = Path(aecourse.__file__).parent
     for path in sorted(package.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    for path in sorted((Path(app.srcdir).parent / "benchmarks" / "results").glob("*.json")):
+        digest.update(path.name.encode() + path.read_bytes())
     name = data.chosen_name()
     place = data.data_root() if name in data.DOWNLOADED else ""
     digest.update(f"{name} {place} torch {version('torch')}".encode())
