@@ -669,6 +669,7 @@ class LogisticPCA(NamedTuple):
         return z
 
 
+@torch.enable_grad()  # also for a caller who has switched gradients off
 def fit_logistic_pca(x: Tensor, k: int, ridge: float = 1e-3, iterations: int = 100) -> LogisticPCA:
     r"""Find codes and loadings together, by L-BFGS: PCA with a Bernoulli likelihood.
 

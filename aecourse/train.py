@@ -1,7 +1,8 @@
 """One training loop for every model of the course.
 
 A model takes part by having two methods: ``validate(images)``, which refuses unsuitable data before
-the first step, and ``loss(batch)``, which returns a :class:`aecourse.bounds.Loss`.
+the first step, and ``loss(batch)``, which returns a :class:`aecourse.bounds.Loss`. A conditional model
+takes ``labels`` in both.
 """
 
 import math
@@ -421,6 +422,9 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
 def _check_data(model: nn.Module, name: str, images: Tensor, labels_name: str, labels: Tensor | None) -> None:
     if len(images) == 0:
         raise ValueError(f"{name} holds no examples.")
-    model.validate(images)
-    if labels is not None and len(labels) != len(images):
+    if labels is None:
+        model.validate(images)
+        return
+    if len(labels) != len(images):
         raise ValueError(f"{labels_name} has {len(labels)} entries but {name} holds {len(images)} examples.")
+    model.validate(images, labels)

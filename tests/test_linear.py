@@ -809,6 +809,13 @@ def test_a_wrong_reduction_is_an_exact_effective_variance(x, name):
     assert_equal_to_ten_digits(wrong / (2 * error_weight) + constant, net.loss(x).total)
 
 
+def test_the_optimum_is_finite_where_the_data_do_not_vary():
+    flat = torch.cat([torch.randn(50, 1), torch.zeros(50, 2)], dim=1)
+    best = linear_vae_optimum(flat, 3, variance=0.1)
+    assert best.active.tolist() == [True, False, False]
+    assert all(torch.isfinite(tensor).all() for tensor in best)
+
+
 def test_the_mean_over_pixels_makes_everything_collapse():
     """Oracle 6: MNIST's 784 pixels give an effective variance of 392, above any of its eigenvalues."""
     images = torch.rand(100, 784, dtype=torch.float64)

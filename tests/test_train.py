@@ -703,7 +703,7 @@ class Listener(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
         self.heard = []
 
-    def validate(self, images):
+    def validate(self, images, labels=None):
         pass
 
     def loss(self, x, labels=None, beta=None):
@@ -774,6 +774,24 @@ def test_labels_go_with_their_images():
     fit(model, images, labels=10 * images, test_images=images, test_labels=10 * images, **options)
     assert len(model.heard) == 2 * (4 + 1)
     assert all(torch.equal(labels, 10 * x) for x, labels, _ in model.heard)
+
+
+def test_a_conditional_vae_learns_from_labels_and_refuses_unknown_ones():
+    digits = data.load("digits")
+    torch.manual_seed(0)
+    vae = VAE.mlp(digits.image_shape, 2, hidden=(32,), classes=10)
+    options = {"test_images": digits.test, "test_labels": digits.test_labels, **SETTINGS}
+    history = fit(vae, digits.train, labels=digits.train_labels, epochs=3, lr=3e-3, **options)
+    assert history.test["total"][-1] < history.test["total"][0]
+    shuffled = digits.test_labels.roll(1)
+    right, wrong = (
+        mean_loss(vae, digits.test, labels=labels)["total"] for labels in (digits.test_labels, shuffled)
+    )
+    assert right < wrong
+    with pytest.raises(ValueError, match="labels"):
+        fit(vae, digits.train, labels=digits.train_labels + 1, epochs=1, **SETTINGS)
+    with pytest.raises(ValueError, match="labels"):
+        fit(vae, digits.train, epochs=1, **SETTINGS)
 
 
 # --------------------------------------------------------------- what the device computes in
