@@ -251,6 +251,21 @@ def test_a_run_killed_at_any_step_ends_where_it_would_have_ended(images, file, c
         assert history.epochs == 3
 
 
+def test_a_convolutional_run_resumes_exactly_and_its_weights_lie_as_they_did(images, file):
+    def conv(seed):
+        torch.manual_seed(seed)
+        return VAE.conv((1, 4, 4), 2, channels=(3, 5))
+
+    whole, resumed = conv(0), conv(99)
+    layout = {name: weight.stride() for name, weight in whole.named_parameters()}
+    fit(whole, images, epochs=3, **SETTINGS)
+    with pytest.raises(Killed):
+        fit(kill_at(conv(0), 7), images, epochs=3, checkpoint=file, checkpoint_steps=1, **SETTINGS)
+    fit(resumed, images, epochs=3, checkpoint=file, checkpoint_steps=1, **SETTINGS)
+    assert same(whole, resumed)
+    assert {name: weight.stride() for name, weight in whole.named_parameters()} == layout
+
+
 def test_resuming_repeats_no_step_that_is_in_the_checkpoint(images, file):
     with pytest.raises(Killed):
         fit(kill_at(make(), 8), images, epochs=3, checkpoint=file, checkpoint_steps=2, **SETTINGS)
