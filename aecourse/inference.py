@@ -424,9 +424,7 @@ def mixture_bound(x: Tensor, responsibilities: Tensor, mixture: GaussianMixture)
     sums = responsibilities.sum(dim=1)
     if (responsibilities < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         raise ValueError("responsibilities must not be negative and must add up to 1 in every row.")
-    normal = torch.distributions.MultivariateNormal(mixture.means, mixture.covs)
-    log_joint = mixture.weights.log() + normal.log_prob(x.unsqueeze(1))
-    terms = responsibilities * log_joint - torch.xlogy(responsibilities, responsibilities)
+    terms = responsibilities * mixture.log_components(x) - torch.xlogy(responsibilities, responsibilities)
     return torch.where(responsibilities > 0, terms, 0).sum(dim=1)  # 0 times log 0 is 0
 
 
@@ -453,8 +451,8 @@ def variational_em(x: Tensor, start: PPCA, steps: int = 100, *, posterior: str =
     Neither bound ever falls. With the exact posterior it is log p(x), and the end is the maximum likelihood,
     with columns of W that are any rotation of each other. The diagonal one adds the gap
     :math:`\tfrac12(\sum_j \log M_{jj} - \log\det M)`, which is zero only for orthogonal columns: the end
-    is the same maximum, with the rotation gone. That is the optimum of the linear VAE, whose encoder is such a
-    q for all x at once: amortisation costs nothing here, since the best q is linear in x.
+    is the same maximum, with the rotation gone. That is the optimum of the linear VAE, whose encoder is such
+    a q for all x at once: amortisation costs nothing here, since the best q is linear in x.
 
     Args:
         x: ``(N, D)``.

@@ -27,7 +27,7 @@ def test_info_names_what_a_maintainer_asks_for(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fetch", "imagenet"], "'imagenet' cannot be fetched. These can: mnist, fashion-mnist."),
+        (["fetch", "imagenet"], "'imagenet' cannot be fetched. These can: mnist, fashion-mnist, cifar10."),
         (["fetch", "digits"], "It ships inside a Python package: just load it."),
         (["train-reference", "nope"], "There is no reference model 'nope'. Known: mnist_vae."),
     ],

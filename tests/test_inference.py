@@ -221,7 +221,9 @@ def test_gaps_of_a_neural_vae_in_training_mode():
 @pytest.fixture
 def points() -> torch.Tensor:
     """Three overlapping clusters of different shape, (300, 2)."""
-    roots = torch.tensor([[[1.0, 0.0], [0.8, 0.4]], [[0.5, 0.0], [0.0, 1.5]], [[0.7, 0.0], [-0.6, 0.7]]]).double()
+    roots = torch.tensor(
+        [[[1.0, 0.0], [0.8, 0.4]], [[0.5, 0.0], [0.0, 1.5]], [[0.7, 0.0], [-0.6, 0.7]]]
+    ).double()
     centres = torch.tensor([[0.0, 0.0], [3.0, 1.0], [-1.0, 3.0]]).double()
     component = torch.arange(300) % 3
     noise = torch.randn(300, 2, 1, dtype=torch.float64)
@@ -351,7 +353,9 @@ def test_mixtures_keep_single_precision_and_work_in_one_dimension(points):
 @pytest.fixture
 def cloud() -> torch.Tensor:
     scales = torch.tensor([3.0, 2.0, 1.0, 0.6, 0.5], dtype=torch.float64)
-    return torch.randn(400, 5, dtype=torch.float64) * scales @ torch.linalg.qr(torch.randn(5, 5).double()).Q + 2
+    return (
+        torch.randn(400, 5, dtype=torch.float64) * scales @ torch.linalg.qr(torch.randn(5, 5).double()).Q + 2
+    )
 
 
 def small_start(k=2):
@@ -408,7 +412,11 @@ NAN = torch.full_like(X, math.nan)
     ("call", "error", "message"),
     [
         (lambda: fit_posterior(X, MODEL.log_joint, Q, Q[:, :1]), ValueError, r"^logvar has shape \(2, 1\)"),
-        (lambda: fit_posterior(X, MODEL.log_joint, Q[:1], Q[:1]), ValueError, r"^mean has 1 rows but x has 2"),
+        (
+            lambda: fit_posterior(X, MODEL.log_joint, Q[:1], Q[:1]),
+            ValueError,
+            r"^mean has 1 rows but x has 2",
+        ),
         (lambda: fit_posterior(X, MODEL.log_joint, Q, Q, steps=0), ValueError, r"^steps is 0 but must be at"),
         (lambda: fit_posterior(X, MODEL.log_joint, Q, Q, lr=0), ValueError, r"^lr is 0 but must be positive"),
         (lambda: fit_posterior(X, MODEL.log_joint, Q, Q, samples=1.5), TypeError, r"^samples is 1\.5 but"),

@@ -154,6 +154,11 @@ def test_internal_links_lead_somewhere():
     assert not broken
 
 
+def test_no_page_offers_to_open_what_colab_cannot(visit):
+    for name in set(PAGES) - set(CHAPTERS):
+        assert visit(f"{name}.html").locator("a[href^='https://colab.research.google.com/']").count() == 0
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_colab_button_opens_this_chapter(visit, name):
     page = visit(f"{name}.html")

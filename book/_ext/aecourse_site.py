@@ -74,6 +74,9 @@ def mend(html: str) -> str:
         dead = "THEBE_JS_URL" in script.text or "sphinx-thebe" in script.get("src", "")
         if dead or script.get("type") == "text/x-thebe-config" or script.text.startswith("kernelName"):
             script.decompose()
+    # Colab opens notebooks; a page that is a text file would be an error there.
+    if link := page.select_one("a[href^='https://colab.research.google.com/'][href$='.md']"):
+        link.find_parent(class_="dropdown-launch-buttons").decompose()
     if advertisement := page.find(id="ethical-ad-placement"):
         advertisement.parent.decompose()
     # region: the brand stands outside every landmark, so the sidebar becomes one.
