@@ -121,8 +121,8 @@ def test_chapter_is_complete(visit, name):
     page = visit(f"{name}.html")
     scroll_through(page)
     page.wait_for_selector("mjx-container", state="attached")
-    if page.locator("script[type='application/vnd.jupyter.widget-view+json']").count():
-        page.wait_for_selector(".latent-viewer", state="attached")
+    for place in page.locator(".widget-place").all():
+        place.locator(".aecourse-widget").wait_for(state="attached")
     assert page.locator("mjx-merror, .cell_output .output.error").count() == 0
     pictures = page.locator("article img").evaluate_all("all => all.map((i) => [i.alt, i.naturalWidth])")
     assert len(pictures) >= (1 if name == "intro" else 3)

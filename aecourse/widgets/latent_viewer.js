@@ -6,12 +6,9 @@ const COLOURS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
 const PLANE = 280; // pixels of the canvas, which the style sheet may shrink
 const NEIGHBOURS = 15;
 
-let instances = 0;
-
 /** Lay typed arrays over the bytes that pack_layers (latent_viewer.py) wrote. */
 function unpack(view, sizes) {
-  // A copy: the bytes may start anywhere in a larger buffer, and Float32Array wants multiples of 4.
-  const buffer = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
+  const buffer = bytes(view);
   const layers = [];
   let offset = 0;
   for (let i = 1; i < sizes.length; i++) {
@@ -64,25 +61,17 @@ function median(values) {
   return values.sort((a, b) => a - b)[values.length >> 1];
 }
 
-function element(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
 function render({ model, el }) {
-  const id = `latent-viewer-${instances++}`;
+  const id = newId();
   const [height, width] = model.get("image_size");
   const limit = model.get("limit");
   const count = model.get("z").length;
   const layers = unpack(model.get("weights"), model.get("layer_sizes"));
-  const bytes = (view) => view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
   const codes = new Float32Array(bytes(model.get("codes")));
   const labels = new Uint8Array(bytes(model.get("labels")));
 
   const picture = element("canvas", { class: "lv-picture", role: "img", width, height });
-  const caption = element("p", { class: "lv-caption", "aria-live": "polite" });
+  const caption = element("p", { class: "aw-caption", "aria-live": "polite" });
   const hasPlane = count === 2 && labels.length > 0;
   // The plane is a second way to do what the sliders do, so the keyboard may pass it by.
   const plane = element("canvas", {
@@ -91,29 +80,20 @@ function render({ model, el }) {
       "A cross marks where the sliders stand.",
   });
 
-  const sliders = model.get("z").map((_, i) => {
-    const name = element("label", { for: `${id}-z${i}` }, "z", element("sub", {}, String(i + 1)));
-    const input = element("input", {
-      type: "range", id: `${id}-z${i}`, min: -limit, max: limit, step: 0.05,
-      "data-lm-suppress-shortcuts": "true", // else JupyterLab takes the arrow keys
-    });
-    const value = element("output", { for: `${id}-z${i}` });
-    input.addEventListener("input", () => {
-      const z = [...model.get("z")];
-      z[i] = input.valueAsNumber;
-      move(z);
-    });
-    return { input, value, row: element("div", { class: "lv-slider" }, name, input, value) };
-  });
+  const sliders = model.get("z").map((_, i) =>
+    slider(`${id}-z${i}`, ["z", element("sub", {}, String(i + 1))],
+      { min: -limit, max: limit, step: limit / 60 }, (value) => {
+        const z = [...model.get("z")];
+        z[i] = value;
+        move(z);
+      }));
 
-  const random = element("button", { type: "button" }, "Draw z from the prior");
-  random.addEventListener("click", () => {
+  const random = button("Draw z from the prior", () => {
     // Box and Muller's pair of standard normal numbers, kept inside the sliders' range.
     const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
     move(Array.from({ length: count }, () => Math.max(-limit, Math.min(limit, normal()))));
   });
-  const origin = element("button", { type: "button" }, "Back to 0");
-  origin.addEventListener("click", () => move(new Array(count).fill(0)));
+  const origin = button("Back to 0", () => move(new Array(count).fill(0)));
 
   function move(z) {
     model.set("z", z); // which tells draw
@@ -131,7 +111,7 @@ function render({ model, el }) {
     picture.getContext("2d").putImageData(image, 0, 0);
     sliders.forEach(({ input, value }, i) => {
       input.value = z[i];
-      value.textContent = z[i].toFixed(2).replace("-", "\u2212");
+      value.textContent = inWords(z[i]);
     });
     const near = commonLabel(z, codes, labels);
     const place = `z = (${sliders.map(({ value }) => value.textContent).join(", ")})`;
@@ -205,11 +185,13 @@ function render({ model, el }) {
     if (event.buttons) pointAt(event);
   });
 
-  el.replaceChildren(element("div", { class: "latent-viewer", role: "group", "aria-label": "Latent slider" },
+  el.replaceChildren(element("div", { class: "aecourse-widget latent-viewer", role: "group", "aria-label": "Latent slider" },
     ...(hasPlane ? [plane] : []),
     picture,
     element("div", { class: "lv-controls" },
-      ...sliders.map(({ row }) => row), element("div", { class: "lv-buttons" }, random, origin), caption)));
+      ...sliders.map(({ row }) => row),
+      // An autoencoder has no prior to draw from.
+      element("div", { class: "aw-buttons" }, ...(model.get("has_prior") ? [random] : []), origin), caption)));
   model.on("change:z", draw);
   draw();
   return () => model.off("change:z", draw);

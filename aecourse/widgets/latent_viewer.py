@@ -6,7 +6,6 @@ kernel to ask.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import anywidget
 import numpy as np
@@ -14,17 +13,19 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
+from aecourse.autoencoders import Autoencoder
 from aecourse.contracts import check_shapes
 from aecourse.vae import VAE
+from aecourse.widgets.files import script, style
 
 
 class LatentViewer(anywidget.AnyWidget):
-    """Sliders for the latent variables of a VAE, and the image they decode to.
+    """Sliders for the code of a VAE or an autoencoder, and the image they decode to.
 
     With two latent variables and ``codes``, the plane of codes is drawn beside it and can be clicked.
 
     Args:
-        vae: a VAE whose decoder is an :class:`aecourse.nets.MLPDecoder` of one-channel images.
+        model: one whose decoder is an :class:`aecourse.nets.MLPDecoder` of one-channel images.
         codes: ``(N, latent_dim)``, codes of real images, to show where the data are.
         labels: ``(N,)``, their labels, whole numbers from 0 to 9.
         z: where the sliders start; zeros by default.
@@ -35,8 +36,8 @@ class LatentViewer(anywidget.AnyWidget):
         ValueError: shapes that do not fit.
     """
 
-    _esm = Path(__file__).with_name("latent_viewer.js")
-    _css = Path(__file__).with_name("latent_viewer.css")
+    _esm = script("latent_viewer")
+    _css = style("latent_viewer")
 
     z = traitlets.List(traitlets.Float()).tag(sync=True)
     limit = traitlets.Float().tag(sync=True)
@@ -46,6 +47,8 @@ class LatentViewer(anywidget.AnyWidget):
     """Of the decoder: latent_dim, hidden sizes, number of pixels."""
     sigmoid = traitlets.Bool().tag(sync=True)
     """Whether the decoder's outputs are logits."""
+    has_prior = traitlets.Bool().tag(sync=True)
+    """Whether there is a prior to draw z from."""
     weights = traitlets.Bytes().tag(sync=True)
     """See :func:`pack_layers`."""
     codes = traitlets.Bytes().tag(sync=True)
@@ -55,37 +58,42 @@ class LatentViewer(anywidget.AnyWidget):
 
     def __init__(
         self,
-        vae: VAE,
+        model: VAE | Autoencoder,
         codes: Tensor | None = None,
         labels: Tensor | None = None,
         z: Sequence[float] | None = None,
         limit: float = 3.0,
     ):
-        channels, height, width = vae.image_shape
+        is_vae = isinstance(model, VAE)
+        latent_dim = model.latent_dim if is_vae else model.code_dim
+        channels, height, width = model.image_shape
         if channels != 1:
-            raise ValueError(f"vae makes images of {channels} channels but the viewer shows 1.")
-        z = [0.0] * vae.latent_dim if z is None else [float(value) for value in z]
-        if len(z) != vae.latent_dim:
-            raise ValueError(f"z has {len(z)} values but vae has {vae.latent_dim} latent variables.")
-        codes = torch.zeros(0, vae.latent_dim) if codes is None else codes
+            raise ValueError(f"model makes images of {channels} channels but the viewer shows 1.")
+        if not 0 < limit < float("inf"):
+            raise ValueError(f"limit is {limit} but must be positive.")
+        z = [0.0] * latent_dim if z is None else [float(value) for value in z]
+        if len(z) != latent_dim:
+            raise ValueError(f"z has {len(z)} values but model has {latent_dim} latent variables.")
+        codes = torch.zeros(0, latent_dim) if codes is None else codes
         labels = torch.zeros(0, dtype=torch.uint8) if labels is None else labels
         check_shapes(("codes", codes, "N latent_dim"))
-        if len(labels) != len(codes) or codes.shape[1] != vae.latent_dim:
+        if len(labels) != len(codes) or codes.shape[1] != latent_dim:
             raise ValueError(
                 f"codes {tuple(codes.shape)} and labels {tuple(labels.shape)} need the shapes "
-                f"(N, {vae.latent_dim}) and (N,)."
+                f"(N, {latent_dim}) and (N,)."
             )
-        layers = [layer for layer in vae.decoder.net if isinstance(layer, nn.Linear)]
-        if any(not isinstance(layer, nn.Linear | nn.ReLU) for layer in vae.decoder.net):
+        layers = [layer for layer in model.decoder.net if isinstance(layer, nn.Linear)]
+        if any(not isinstance(layer, nn.Linear | nn.ReLU) for layer in model.decoder.net):
             raise TypeError(
-                "vae.decoder has layers other than Linear and ReLU, which the browser cannot run."
+                "model.decoder has layers other than Linear and ReLU, which the browser cannot run."
             )
         super().__init__(
             z=z,
             limit=limit,
             image_size=(height, width),
-            layer_sizes=[vae.latent_dim, *(layer.out_features for layer in layers)],
-            sigmoid=vae.likelihood == "bernoulli",
+            layer_sizes=[latent_dim, *(layer.out_features for layer in layers)],
+            sigmoid=(model.likelihood == "bernoulli") if is_vae else (model.output == "sigmoid"),
+            has_prior=is_vae,
             weights=pack_layers(layers),
             codes=codes.detach().float().cpu().numpy().tobytes(),
             labels=labels.to(torch.uint8).cpu().numpy().tobytes(),
