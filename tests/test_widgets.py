@@ -1,5 +1,8 @@
 """The widgets' Python halves; tests/test_site.py tests the browser's."""
 
+import io
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -136,8 +139,6 @@ WORDS = [f"A line that rises to {number}." for number in range(3)]
 
 
 def test_frames_travel_as_pictures_and_their_figures_are_closed():
-    import io
-
     before = plt.get_fignums()
     slider = FrameSlider("slope", [0, 1, 2], frames(), WORDS, start=1)
     assert plt.get_fignums() == before
@@ -146,7 +147,7 @@ def test_frames_travel_as_pictures_and_their_figures_are_closed():
     assert slider.image_size == (192, 96)  # inches at 96 CSS pixels each
     ends = np.cumsum([0, *slider.sizes])
     assert ends[-1] == len(slider.frames)
-    pictures = [plt.imread(io.BytesIO(slider.frames[a:b])) for a, b in zip(ends, ends[1:])]
+    pictures = [plt.imread(io.BytesIO(slider.frames[a:b])) for a, b in pairwise(ends)]
     assert {picture.shape[:2] for picture in pictures} == {(130, 260)}
     assert not np.array_equal(pictures[0], pictures[2])
 
