@@ -1,20 +1,25 @@
-"""The site's own Sphinx extension: a trustworthy cache, accessible pages, no dead scripts.
+"""The site's own Sphinx extension: a trustworthy cache, accessible pages, no dead scripts, two tables.
 
-Three jobs, each of which Jupyter Book leaves open:
+Four jobs, each of which Jupyter Book leaves open:
 
 1. Its execution cache looks at a notebook alone and would show old output after a change in the library.
    Here the cache's key includes the library and the data set.
 2. The theme's pages have accessibility errors that axe-core finds. They are mended in the finished HTML.
 3. A figure without alternative text passes unseen. Here it is a warning, and the build runs with -W.
+4. ``coverage-table`` shows what the course covers and where; ``version-table`` what ran the pages.
 """
 
 import hashlib
-from importlib.metadata import version
+import platform
+from importlib.metadata import requires, version
 from pathlib import Path
 
+import yaml
 from bs4 import BeautifulSoup
 from docutils import nodes
+from packaging.requirements import Requirement
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
 
 import aecourse
 from aecourse import data
@@ -24,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 def setup(app):
     app.add_config_value("aecourse_fingerprint", "", "env")  # "env": a new value re-reads every page
+    app.add_directive("coverage-table", CoverageTable)
+    app.add_directive("version-table", VersionTable)
     app.connect("config-inited", key_cache)
     app.connect("doctree-resolved", check_alternative_text)
     app.connect("build-finished", mend_pages)
@@ -41,10 +48,72 @@ def key_cache(app, config):
         digest.update(path.name.encode() + path.read_bytes())
     name = data.chosen_name()
     place = data.data_root() if name in data.DOWNLOADED else ""
-    digest.update(f"{name} {place} torch {version('torch')}".encode())
+    digest.update(f"{name} {place} {versions()}".encode())
     config.aecourse_fingerprint = digest.hexdigest()[:16]
     config.nb_execution_cache_path = str(Path(app.outdir).parent / "cache" / config.aecourse_fingerprint)
     logger.info("chapters run on the data set %r", name)
+
+
+def versions() -> dict[str, str]:
+    """What the chapters run on: Python, and every package that the library or its ``book`` extra asks for."""
+    found = {"Python": platform.python_version()}
+    for text in requires("aecourse"):
+        needed = Requirement(text)
+        if needed.marker is None or needed.marker.evaluate({"extra": "book"}):
+            found[needed.name] = version(needed.name)
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+class VersionTable(SphinxDirective):
+    """The versions that every page of this build was executed with; the cache's key holds them all."""
+
+    def run(self):
+        return [table(("Package", "Version"), [list(map(words, item)) for item in versions().items()])]
+
+
+class CoverageTable(SphinxDirective):
+    """Each row of coverage.yml: where the book shows it, what does it, and the test that holds it."""
+
+    def run(self):
+        path = Path(self.env.srcdir) / "coverage.yml"
+        self.env.note_dependency(str(path))
+        self.env.note_reread()  # titles of pages may have changed
+        rows = []
+        for number, row in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            pages = nodes.paragraph()
+            for place in row["pages"]:
+                name, _, anchor = place.partition("#")
+                link = nodes.reference("", anchor.replace("-", " ") or name, internal=True)
+                link["refuri"] = f"{name}.html" + (f"#{anchor}" if anchor else "")
+                pages += [link] if not pages.children else [nodes.Text("; "), link]
+            code = [
+                nodes.paragraph("", "", *lines([nodes.literal("", text) for text in row[key]]))
+                for key in ("library", "tests")
+            ]
+            rows.append([words(str(number)), words(row["row"]), pages, *code])
+        return [table(("#", "What", "Page", "Library", "Test"), rows)]
+
+
+def words(text: str) -> nodes.paragraph:
+    return nodes.paragraph("", text)
+
+
+def lines(parts: list[nodes.Node]) -> list[nodes.Node]:
+    """Parts on lines of their own."""
+    return [node for part in parts for node in (part, nodes.raw("", "<br>", format="html"))][:-1]
+
+
+def table(header, rows) -> nodes.table:
+    group = nodes.tgroup(cols=len(header))
+    group += [nodes.colspec(colwidth=1) for _ in header]
+    head, body = nodes.thead(), nodes.tbody()
+    for part, cells_of_rows in ((head, [[words(name) for name in header]]), (body, rows)):
+        for cells in cells_of_rows:
+            row = nodes.row()
+            row += [nodes.entry("", cell) for cell in cells]
+            part += row
+    group += [head, body]
+    return nodes.table("", group)
 
 
 def check_alternative_text(app, doctree, docname):
@@ -89,6 +158,9 @@ def mend(html: str) -> str:
         del summary["aria-label"]
     for icon in page.select("button.theme-switch-button i[title]"):
         del icon["title"]
+    # duplicate ids: sphinx-proof gives the content of every theorem the same one, which nothing links to.
+    for content in page.select("section#proof-content"):
+        del content["id"]
     # aria-required-children, aria-deprecated-role: docutils' roles for a bibliography fit no element.
     for entry in page.select(".citation-list[role], .citation[role]"):
         del entry["role"]
