@@ -48,7 +48,7 @@ serve: book
 # The site first: the browser tests look at it.
 test: book
 	$(BIN)/pytest
-	$(BIN)/pytest --nbval-lax book --ignore=book/_ext
+	$(BIN)/pytest --nbval-lax book
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -68,7 +68,12 @@ class VersionTable(SphinxDirective):
     """The versions that every page of this build was executed with; the cache's key holds them all."""
 
     def run(self):
-        return [table(("Package", "Version"), [list(map(words, item)) for item in versions().items()])]
+        return [
+            table(
+                ("Package", "Version"),
+                [list(map(words, item)) for item in versions().items()],
+            )
+        ]
 
 
 class CoverageTable(SphinxDirective):
@@ -107,7 +112,10 @@ def table(header, rows) -> nodes.table:
     group = nodes.tgroup(cols=len(header))
     group += [nodes.colspec(colwidth=1) for _ in header]
     head, body = nodes.thead(), nodes.tbody()
-    for part, cells_of_rows in ((head, [[words(name) for name in header]]), (body, rows)):
+    for part, cells_of_rows in (
+        (head, [[words(name) for name in header]]),
+        (body, rows),
+    ):
         for cells in cells_of_rows:
             row = nodes.row()
             row += [nodes.entry("", cell) for cell in cells]
