@@ -29,7 +29,14 @@ UNPACKED_MD5 = {
 def download(name: str, root: Path) -> None:
     """Fetch a data set into ``root`` with torchvision, which leaves files that are there and whole."""
     root.mkdir(parents=True, exist_ok=True)
-    _torchvision_class(name)(str(root), download=True)
+    reader = _torchvision_class(name)
+    try:
+        reader(str(root), download=True)
+    except RuntimeError as error:
+        # CIFAR-10's batches.meta is the one file that is verified but not downloaded anew.
+        if name == "cifar10" and (root / reader.base_folder).is_dir():
+            raise _damaged(root / reader.base_folder) from error
+        raise
 
 
 def read(name: str, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -66,11 +73,14 @@ def _read_cifar(root: Path, train: bool) -> tuple[Tensor, Tensor]:
     try:
         half = reader(str(root), train=train)
     except RuntimeError as error:
-        raise ValueError(
-            f"{folder} is damaged or incomplete: a checksum is wrong. Delete it and run 'aecourse fetch "
-            "cifar10'."
-        ) from error
+        raise _damaged(folder) from error
     return torch.from_numpy(half.data).permute(0, 3, 1, 2), torch.tensor(half.targets)
+
+
+def _damaged(folder: Path) -> ValueError:
+    return ValueError(
+        f"{folder} is damaged or incomplete: a checksum is wrong. Delete it and run 'aecourse fetch cifar10'."
+    )
 
 
 def _read_idx(name: str, root: Path, file: str) -> Tensor:

@@ -106,9 +106,11 @@ def score_function_gradient(
     elif baseline is not None and not isinstance(baseline, Real | Tensor):
         raise TypeError(f"baseline must be a number, a tensor or None, not {type(baseline).__name__}.")
     advantage = (values if baseline is None else values - baseline).unsqueeze(1)
-    difference, precision = z - mean, torch.exp(-logvar)
-    score_mean = difference * precision
-    score_logvar = 0.5 * (difference.square() * precision - 1)
+    # Divided by the deviation twice: a precision would overflow at half the log-variance.
+    std = torch.exp(0.5 * logvar)
+    standardised = (z - mean) / std
+    score_mean = standardised / std
+    score_logvar = 0.5 * (standardised.square() - 1)
     return _mean_unless(per_sample, advantage * score_mean, advantage * score_logvar)
 
 
@@ -300,7 +302,9 @@ def gradient_snr(gradients: Tensor) -> Tensor:
 
 def _path_log_weights(log_joint, mean: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
     mean, logvar = mean.detach(), logvar.detach()
-    terms = math.log(2 * math.pi) + logvar + (z - mean).square() * torch.exp(-logvar)
+    # Divided before it is squared: a precision would overflow at half the log-variance.
+    standardised = (z - mean) * torch.exp(-0.5 * logvar)
+    terms = math.log(2 * math.pi) + logvar + standardised.square()
     return _call_joint(log_joint, z) + 0.5 * terms.sum(dim=-1)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 FACTORS = ("shape", "scale", "rotation", "x", "y")
 SIZES = (3, 6, 40, 32, 32)
@@ -97,7 +98,11 @@ def draw_sprites(factors: Tensor, size: int = 64) -> Tensor:
     values = sprite_values(factors)
     if len(values) == 0:
         return values.new_zeros(0, 1, size, size)
-    return torch.cat([_draw(part, size) for part in values.split(500)]).unsqueeze(1)
+    # Drawn with 64 pixels or more and then averaged: on coarser ones the heart's distance is too rough, and
+    # leaves a grey halo.
+    finer = math.ceil(64 / size)
+    parts = [F.avg_pool2d(_draw(part, finer * size), finer) for part in values.split(500)]
+    return torch.cat(parts).unsqueeze(1)
 
 
 def _draw(values: Tensor, size: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Disentanglement scores on codes whose score is known: one to one, mixed, and pure noise."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -116,6 +117,28 @@ def test_the_mutual_information_gap_by_hand(factors):
     assert mutual_information_gap(halves, factors) == pytest.approx((1 + 0.5 + 1) / 3, abs=1e-12)
 
 
+def test_the_mutual_information_gap_of_one_dimension_is_its_share_of_the_entropy(factors):
+    """There is no second best, so it knows nothing."""
+    codes = centred(factors)[:, 1:2]
+    assert mutual_information_gap(codes, factors[:, 1:2]) == pytest.approx(1, abs=1e-12)
+    assert mutual_information_gap(codes, factors) == pytest.approx(1 / 3, abs=1e-12)
+
+
+def test_the_largest_code_is_in_the_last_bin_and_not_beyond_it(factors):
+    """Two bins of a code with four values hold log 2 of log 4."""
+    codes = factors[:, 1:2].double()
+    assert mutual_information_gap(codes, factors[:, 1:2], bins=2) == pytest.approx(0.5, abs=1e-12)
+
+
+@pytest.mark.parametrize("score", [beta_vae_score, factor_vae_score])
+def test_votes_are_tested_on_others_than_they_were_learnt_from(score, factors):
+    """Noise in so many dimensions that 120 votes can be learnt by heart: near 1/3 on other votes."""
+    codes = torch.randn(len(factors), 60)
+    values = [score(codes, factors, votes=180, batch_size=16, seed=seed) for seed in range(10)]
+    # 600 test votes in all: a standard error of 0.02.
+    assert np.mean(values) < 1 / 3 + 0.08
+
+
 def test_two_factors_in_one_dimension_are_complete_but_not_disentangled(factors):
     both = (factors[:, 0] * 4 + factors[:, 1]).double()
     result = dci(torch.stack([both, factors[:, 2].double()], dim=1), factors)
@@ -181,6 +204,8 @@ BAD = torch.full((60, 3), math.nan)
             TypeError,
             r"^votes is 1000\.0 but must be a wh",
         ),
+        (lambda: mutual_information_gap(BAD, FACTORS), ValueError, r"^codes holds 180 values that are NaN"),
+        (lambda: mutual_information_gap(CODES, FACTORS * 0), ValueError, r"^factors\[:, 0\] never varies"),
         (
             lambda: mutual_information_gap(CODES[:0], FACTORS[:0]),
             ValueError,
@@ -192,3 +217,12 @@ BAD = torch.full((60, 3), math.nan)
 def test_bad_arguments_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("score", "module"), [(beta_vae_score, "sklearn.linear_model"), (dci, "sklearn.ensemble")]
+)
+def test_scores_that_need_sklearn_say_what_to_install(score, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"^{score.__name__} needs scikit-learn: pip install"):
+        score(CODES, FACTORS)

@@ -553,6 +553,28 @@ def test_everything_keeps_its_dtype(dtype):
     assert leave_one_out_baseline(mean[0]).dtype == gradient_snr(mean).dtype == dtype
 
 
+@pytest.mark.parametrize("size", [-150.0, 150.0])
+def test_log_variances_of_150_have_finite_values_and_gradients_in_single_precision(size):
+    """Where exp(-logvar) is infinite and z - mean is rounded to zero, their product must not be NaN."""
+    mean, theta = torch.ones(4, 2, requires_grad=True), torch.zeros(4, 2, requires_grad=True)
+    logvar, eps = torch.full((4, 2), size, requires_grad=True), torch.randn(5, 4, 2)
+
+    def log_joint(z):  # as flat as the samples are far apart: its square must fit into the dtype
+        return -(z - theta).abs().sum(dim=-1)
+
+    for function in (log_weights, path_log_weights, dreg_bound):
+        values = function(log_joint, mean, logvar, eps)
+        assert values.isfinite().all()
+        for gradient in torch.autograd.grad(values.sum(), (mean, logvar, theta)):
+            assert gradient.isfinite().all()
+    z = (mean + torch.exp(0.5 * logvar) * eps[0]).detach()
+    for gradients in (
+        pathwise_gradient(lambda z: z.abs().sum(dim=1), mean[0], logvar[0], eps[:, 0]),
+        score_function_gradient(lambda z: z.tanh().sum(dim=1), mean[0], logvar[0], z),
+    ):
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 K2, S52, B42, S542 = (torch.zeros(s) for s in ((2,), (5, 2), (4, 2), (5, 4, 2)))
 
 

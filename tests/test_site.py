@@ -133,6 +133,8 @@ def test_chapter_is_complete(visit, name):
 @pytest.mark.parametrize("name", PAGES)
 def test_page_fits_a_phone(visit, name):
     page = visit(f"{name}.html", width=360)
+    scroll_through(page)  # widgets have no width before they start
+    page.wait_for_load_state("networkidle")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
