@@ -69,12 +69,11 @@ def strip(text: str) -> str:
 
 
 def unknown_words(text: str) -> set[str]:
-    words = sorted(set(re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", text)))
+    words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.replace("’", "'"))
+    words = {word.removesuffix("'s") for word in words}
     known = (ROOT / "book" / "words.txt").read_text(encoding="utf-8").split()
     command = ["hunspell", "-l", "-d", "en_GB", "-i", "utf-8"]
-    found = subprocess.run(
-        command, input="\n".join(words).replace("’", "'"), capture_output=True, text=True, check=True
-    )
+    found = subprocess.run(command, input="\n".join(words), capture_output=True, text=True, check=True)
     return set(found.stdout.split()) - set(known)
 
 
@@ -98,7 +97,7 @@ def test_a_slip_would_be_seen():
     assert path.is_file()
     for pattern in NOT_PROSE:
         text = re.sub(pattern, " ", text)
-    assert unknown_words(text) == {"autoencodr's", "color"}
+    assert unknown_words(text) == {"autoencodr", "color"}
 
 
 def test_the_list_of_words_is_in_order():

@@ -5,6 +5,8 @@
 
 import functools
 import http.server
+import json
+import math
 import re
 import shutil
 import threading
@@ -272,3 +274,88 @@ class TestLatentSlider:
         figure = page.locator("#fig-vae-reference img")
         assert figure.is_visible()
         assert "decoded from a grid" in figure.get_attribute("alt")
+
+
+def start_widget(page, kind):
+    """Bring the first widget of this kind into view and return it."""
+    for place in page.locator(".widget-place").all():
+        place.scroll_into_view_if_needed()
+        place.locator(".aecourse-widget").wait_for()
+    return page.locator(f".aecourse-widget.{kind}").first
+
+
+def saved_state(page, trait):
+    """What the notebook saved of the first widget that has this trait."""
+    tag = page.locator("script[type='application/vnd.jupyter.widget-state+json']")
+    models = json.loads(tag.text_content())["state"].values()
+    return next(model["state"] for model in models if trait in model["state"])
+
+
+def divergences(p, mean, std):
+    """KL(p || q) and KL(q || p) of a mixture and a Gaussian, by quadrature."""
+    x = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
+    weights, means, stds = (
+        torch.tensor(p[name], dtype=torch.float64) for name in ("weights", "means", "stds")
+    )
+    log_p = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(weights), torch.distributions.Normal(means, stds)
+    ).log_prob(x)
+    log_q = torch.distributions.Normal(mean, std).log_prob(x)
+    return [torch.trapezoid(a.exp() * (a - b), x).item() for a, b in ((log_p, log_q), (log_q, log_p))]
+
+
+def shown_numbers(widget):
+    return [float(cell.text_content().replace("\u2212", "-")) for cell in widget.locator("td").all()]
+
+
+def position_of_q(widget):
+    mean, log_std = (float(slider.input_value()) for slider in widget.locator("input").all())
+    return mean, math.exp(log_std)
+
+
+def test_gaussian_fit_shows_both_divergences(visit):
+    page = visit("evidence.html")
+    widget, p = start_widget(page, "gaussian-fit"), saved_state(page, "std_range")
+    before = shown_numbers(widget)
+    widget.locator("input").first.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    after = shown_numbers(widget)
+    assert after != before
+    # The sliders' steps are the only error of q that is read off them.
+    assert after == pytest.approx(divergences(p, *position_of_q(widget)), abs=0.02)
+    widget.get_by_role("button", name="Descend the forward KL").click()
+    mean = sum(w * m for w, m in zip(p["weights"], p["means"]))
+    spread = sum(w * (m**2 + s**2) for w, m, s in zip(p["weights"], p["means"], p["stds"])) - mean**2
+    exact = divergences(p, mean, math.sqrt(spread))[0]  # moment matching
+    assert shown_numbers(widget)[0] == pytest.approx(exact, abs=2e-3)
+
+
+def test_gaussian_fit_of_a_posterior_splits_the_evidence(visit):
+    page = visit("elbo.html")
+    widget, p = start_widget(page, "gaussian-fit"), saved_state(page, "std_range")
+    for _ in range(2):
+        evidence, bound, gap = shown_numbers(widget)
+        assert evidence == pytest.approx(p["log_evidence"], abs=1e-3)
+        assert bound + gap == pytest.approx(evidence, abs=2e-3)
+        widget.get_by_role("button", name="Climb the ELBO").click()
+    assert shown_numbers(widget)[1] >= bound
+
+
+def test_frame_slider_by_keyboard_and_by_itself(visit):
+    page = visit("linear.html")
+    widget = start_widget(page, "frame-slider")
+    slider, picture = widget.locator("input"), widget.locator("img")
+    first = picture.get_attribute("alt")
+    assert len(first) > 30
+    assert first == widget.locator(".aw-caption").text_content()
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert picture.get_attribute("alt") != first
+    assert slider.get_attribute("aria-valuetext") == widget.locator("output").text_content()
+    page.keyboard.press("End")
+    assert widget.locator("output").text_content() == saved_state(page, "sizes")["values"][-1]
+    widget.get_by_role("button", name="Play").click()
+    page.wait_for_function("document.querySelector('.frame-slider input').value > 0")
+    widget.get_by_role("button", name="Pause").click()
+    assert picture.evaluate("(image) => image.naturalWidth") > 100

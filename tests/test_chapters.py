@@ -1,0 +1,88 @@
+"""What every chapter has, and what its first cell does on Colab."""
+
+import json
+import re
+import sys
+import types
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+LISTED = [chapter["file"] for part in TOC["parts"] for chapter in part["chapters"]]
+CHAPTERS = [chapter["file"] for part in TOC["parts"] if part.get("numbered") for chapter in part["chapters"]]
+NOTEBOOKS = sorted(path.stem for path in BOOK.glob("*.ipynb"))
+
+
+def cells(name: str, kind: str) -> list[str]:
+    notebook = json.loads((BOOK / f"{name}.ipynb").read_text())
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def test_every_page_is_in_the_table_of_contents():
+    pages = {path.stem for pattern in ("*.ipynb", "*.md") for path in BOOK.glob(pattern)}
+    assert {TOC["root"], *LISTED} == pages
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_has_all_its_parts(name):
+    text, code = "\n".join(cells(name, "markdown")), "\n".join(cells(name, "code"))
+    for part in ("After this chapter you can", "**You need**", "**It takes** about", "Symptom first"):
+        assert part in text, part
+    for heading in ("## Common mistakes", "## Exercises", "## Summary", "## Further reading"):
+        assert f"\n{heading}" in f"\n{text}", heading
+    exercises = set(re.findall(r"(?m)^:label: (ex-[\w-]+)$", text))
+    solutions = set(re.findall(r"\{solution(?:-start)?\} (ex-[\w-]+)\n:class: dropdown", text))
+    assert len(exercises) >= 2
+    assert exercises == solutions
+    assert re.search(r"(FrameSlider|GaussianFit|LatentViewer)\(", code), "nothing to move"
+    assert len(re.findall(r"\$\$ *\(eq-", text)) >= 1, "no numbered equations"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_page_holds_outputs_or_typed_results(name):
+    notebook = json.loads((BOOK / f"{name}.ipynb").read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    shown = {key for text in cells(name, "markdown") for key in re.findall(r"\{glue:text\}`([\w-]+)", text)}
+    # Names are mostly literal; those made in a loop share their beginning with what the loop glues.
+    source = "\n".join(cells(name, "code"))
+    literal = set(re.findall(r"glue\(\s*f?\"([\w-]+)", source))
+    beginnings = {key for key in literal if key.endswith("-")}
+    lost = {key for key in shown - literal if not key.startswith(tuple(beginnings) or "\0")}
+    assert not lost
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_first_cell_on_colab_installs_the_library_and_leaves_torch_alone(name, monkeypatch):
+    """The code path of Colab, run with a stand-in for its module and for pip."""
+    from IPython.core.interactiveshell import InteractiveShell
+
+    first = cells(name, "code")[0]
+    shell = InteractiveShell()
+    commands = []
+    shell.register_magic_function(commands.append, magic_name="pip")
+
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    shell.run_cell(first).raise_error()
+    assert not commands  # anywhere else it does nothing
+
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    shell.run_cell(first).raise_error()
+    assert len(commands) == 1
+    requirement = re.fullmatch(r'install -q "(.+)"', commands[0])[1]
+    assert Requirement(requirement).name == "aecourse"
+    assert Requirement(requirement).extras == {"book"}
+
+
+def test_the_library_asks_for_nothing_that_colab_would_have_to_replace():
+    """Lower bounds only: an upper one could pull torch or numpy back to an older version."""
+    for text in requires("aecourse"):
+        needed = Requirement(text)
+        if needed.marker is None or needed.marker.evaluate({"extra": "book"}):
+            assert all(part.operator == ">=" for part in needed.specifier), text
