@@ -45,10 +45,11 @@ serve: book
 	@echo 'Serving http://127.0.0.1:$(PORT) - stop with Ctrl-C'
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
 
-# The site first: the browser tests look at it.
+# The site first: the browser tests look at it. A file's tests stay in one process, and each process on one core.
+test: export OMP_NUM_THREADS = 1
 test: book
-	$(BIN)/pytest
-	$(BIN)/pytest --nbval-lax book
+	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --nbval-lax book
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -1,5 +1,7 @@
-"""What every chapter has, and what its first cell does on Colab."""
+"""What every chapter has, what its first cell does on Colab, and where each row of the course is held."""
 
+import ast
+import importlib
 import json
 import re
 import sys
@@ -86,3 +88,52 @@ def test_the_library_asks_for_nothing_that_colab_would_have_to_replace():
         needed = Requirement(text)
         if needed.marker is None or needed.marker.evaluate({"extra": "book"}):
             assert all(part.operator == ">=" for part in needed.specifier), text
+
+
+# --------------------------------------------------------------------------- coverage
+
+COVERAGE = yaml.safe_load((BOOK / "coverage.yml").read_text())
+
+
+def test_no_row_of_the_course_is_missing():
+    assert set(COVERAGE) == {*range(1, 32), 40, 41}
+
+
+def headings(name: str) -> list[str]:
+    page = BOOK / f"{name}.md"
+    text = page.read_text() if page.is_file() else "\n".join(cells(name, "markdown"))
+    return re.findall(r"(?m)^#{1,4} (.+)$", text)
+
+
+def found(path: str) -> bool:
+    """Whether there is a thing of this name: module.function, module.Class or module.Class.method."""
+    module = ".".join(path.split(".")[:2])
+    thing = importlib.import_module(module)
+    for name in path.split(".")[2:]:
+        thing = getattr(thing, name, None)
+    return thing is not None
+
+
+def slug(heading: str) -> str:
+    """The anchor that Sphinx gives a heading."""
+    plain = re.sub(r"\{[\w:]+\}`([^`<]*)[^`]*`", r"\1", heading)
+    plain = re.sub(r"[$`*\\{}]", "", plain)
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
+
+
+@pytest.mark.parametrize("number", COVERAGE)
+def test_a_row_names_its_page_its_code_and_its_test(number):
+    row = COVERAGE[number]
+    assert set(row) == {"row", "pages", "library", "tests"}
+    assert all(row.values())
+    for place in row["pages"]:
+        name, _, anchor = place.partition("#")
+        assert name in LISTED, place
+        assert anchor in map(slug, headings(name)), place
+    for path in row["library"]:
+        assert found(path), path
+    for path in row["tests"]:
+        file, _, function = path.partition("::")
+        tree = ast.parse((ROOT / "tests" / file).read_text())
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert function in defined, path
