@@ -14,6 +14,7 @@ import hashlib
 import os
 import platform
 from importlib.metadata import requires, version
+from logging import WARNING, getLogger
 from pathlib import Path
 
 import yaml
@@ -72,7 +73,9 @@ def fill_cache(app):
         if not any(path.match(pattern) for pattern in left_out):
             cache.add_nb_to_project(str(path))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    load_executor("local-parallel", cache).run_and_cache(timeout=app.config.nb_execution_timeout)
+    quiet = getLogger("aecourse.execution")
+    quiet.setLevel(WARNING)
+    load_executor("local-parallel", cache, quiet).run_and_cache(timeout=app.config.nb_execution_timeout)
 
 
 def versions() -> dict[str, str]:
