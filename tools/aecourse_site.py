@@ -196,4 +196,8 @@ def mend(html: str) -> str:
     # aria-required-children, aria-deprecated-role: docutils' roles for a bibliography fit no element.
     for entry in page.select(".citation-list[role], .citation[role]"):
         del entry["role"]
+    # empty-table-header: the corner of a table whose rows have names heads nothing.
+    for corner in page.select("th"):
+        if not corner.get_text(strip=True):
+            corner.name = "td"
     return str(page)
