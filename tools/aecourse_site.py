@@ -11,8 +11,10 @@ Five jobs, each of which Jupyter Book leaves open:
 """
 
 import hashlib
+import json
 import os
 import platform
+import re
 from importlib.metadata import requires, version
 from logging import WARNING, getLogger
 from pathlib import Path
@@ -109,18 +111,29 @@ class CoverageTable(SphinxDirective):
         self.env.note_reread()  # titles of pages may have changed
         rows = []
         for number, row in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-            pages = nodes.paragraph()
+            places = []
             for place in row["pages"]:
                 name, _, anchor = place.partition("#")
-                link = nodes.reference("", anchor.replace("-", " ") or name, internal=True)
-                link["refuri"] = f"{name}.html" + (f"#{anchor}" if anchor else "")
-                pages += [link] if not pages.children else [nodes.Text("; "), link]
+                title = headings(path.parent, name).get(anchor, anchor)
+                places.append(nodes.reference("", title, internal=True, refuri=f"{name}.html#{anchor}"))
             code = [
-                nodes.paragraph("", "", *lines([nodes.literal("", text) for text in row[key]]))
-                for key in ("library", "tests")
+                nodes.literal("", text.removeprefix("aecourse.")) for text in row["library"] + row["tests"]
             ]
-            rows.append([words(str(number)), words(row["row"]), pages, *code])
-        return [table(("#", "What", "Page", "Library", "Test"), rows)]
+            cells = [nodes.paragraph("", "", *lines(parts)) for parts in (places, code)]
+            rows.append([words(str(number)), words(row["row"]), *cells])
+        return [table(("#", "What", "Where", "Code, and the test of it"), rows, widths=(5, 30, 25, 40))]
+
+
+def headings(folder: Path, name: str) -> dict[str, str]:
+    """{anchor: heading} of a page, without mark-up."""
+    path = folder / f"{name}.md"
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        cells = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    titles = (re.sub(r"[$`*\\{}]", "", title) for title in re.findall(r"(?m)^#{1,4} (.+)$", text))
+    return {re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"): title for title in titles}
 
 
 def words(text: str) -> nodes.paragraph:
@@ -132,9 +145,10 @@ def lines(parts: list[nodes.Node]) -> list[nodes.Node]:
     return [node for part in parts for node in (part, nodes.raw("", "<br>", format="html"))][:-1]
 
 
-def table(header, rows) -> nodes.table:
+def table(header, rows, widths=None) -> nodes.table:
+    """A table; with widths, in per cent, its columns keep them."""
     group = nodes.tgroup(cols=len(header))
-    group += [nodes.colspec(colwidth=1) for _ in header]
+    group += [nodes.colspec(colwidth=width) for width in widths or [1] * len(header)]
     head, body = nodes.thead(), nodes.tbody()
     for part, cells_of_rows in (
         (head, [[words(name) for name in header]]),
@@ -145,7 +159,7 @@ def table(header, rows) -> nodes.table:
             row += [nodes.entry("", cell) for cell in cells]
             part += row
     group += [head, body]
-    return nodes.table("", group)
+    return nodes.table("", group, classes=["colwidths-given"] if widths else [])
 
 
 def check_alternative_text(app, doctree, docname):
