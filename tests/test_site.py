@@ -130,6 +130,7 @@ def test_page_is_complete(page):
     """Formulas are set, pictures have arrived and are described, and the page is not too heavy."""
     page.set_viewport_size({"width": 1280, "height": 900})
     for place in page.locator(".widget-place").all():
+        place.scroll_into_view_if_needed()  # that starts it
         place.locator(".aecourse-widget").wait_for(state="attached")
     assert page.locator("article .math:not(:has(mjx-container))").count() == 0  # none is left as TeX
     assert page.locator("mjx-merror, .cell_output .output.error").count() == 0
