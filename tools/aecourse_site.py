@@ -121,7 +121,8 @@ class CoverageTable(SphinxDirective):
             ]
             cells = [nodes.paragraph("", "", *lines(parts)) for parts in (places, code)]
             rows.append([words(str(number)), words(row["row"]), *cells])
-        return [table(("#", "What", "Where", "Code, and the test of it"), rows, widths=(5, 30, 25, 40))]
+        header = ("#", "What", "Where", "Code, and the test of it")
+        return [nodes.container("", table(header, rows), classes=["coverage"])]
 
 
 def headings(folder: Path, name: str) -> dict[str, str]:
@@ -145,10 +146,9 @@ def lines(parts: list[nodes.Node]) -> list[nodes.Node]:
     return [node for part in parts for node in (part, nodes.raw("", "<br>", format="html"))][:-1]
 
 
-def table(header, rows, widths=None) -> nodes.table:
-    """A table; with widths, in per cent, its columns keep them."""
+def table(header, rows) -> nodes.table:
     group = nodes.tgroup(cols=len(header))
-    group += [nodes.colspec(colwidth=width) for width in widths or [1] * len(header)]
+    group += [nodes.colspec(colwidth=1) for _ in header]
     head, body = nodes.thead(), nodes.tbody()
     for part, cells_of_rows in (
         (head, [[words(name) for name in header]]),
@@ -159,7 +159,7 @@ def table(header, rows, widths=None) -> nodes.table:
             row += [nodes.entry("", cell) for cell in cells]
             part += row
     group += [head, body]
-    return nodes.table("", group, classes=["colwidths-given"] if widths else [])
+    return nodes.table("", group)
 
 
 def check_alternative_text(app, doctree, docname):
