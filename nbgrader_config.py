@@ -5,6 +5,11 @@ top of the repository, or in any folder that holds a copy of this file and of so
 relative to that folder; the gradebook is gradebook.db in it.
 """
 
+from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
+from nbgrader.preprocessors import GetGrades
+
+from aecourse.grading.feedback import HideTests
+
 c = get_config()  # noqa: F821  (nbgrader puts it here)
 
 # Submissions, grades and an exchange folder are filed under this name.
@@ -35,3 +40,6 @@ c.IgnorePattern.pattern = r"(?s).*"
 
 # A function that prints in a loop must not fill the feedback (default: 1000 lines).
 c.LimitOutput.max_lines = 200
+
+# Feedback shows the notebook that was run: without this, hidden tests and marking scheme included.
+c.GenerateFeedback.preprocessors = [GetGrades, HideTests, CSSHTMLHeaderPreprocessor]
