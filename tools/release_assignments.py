@@ -2,6 +2,7 @@
 
     python tools/release_assignments.py                 # all of them, into assignments/
     python tools/release_assignments.py elbo --output release
+    python tools/release_assignments.py --reseed class/solutions   # new seeds for a class's hidden tests
 
 nbgrader works on a copy of the course in a temporary folder, so that neither its database nor anything else
 is left in the repository, and with a configuration folder of its own, so that the result depends on nothing
@@ -10,6 +11,8 @@ but nbgrader_config.py and solutions/.
 
 import argparse
 import os
+import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -63,12 +66,29 @@ def release(names, output):
             shutil.copytree(Path(course) / "assignments" / name, Path(output) / name)
 
 
+def reseed(solutions):
+    """Give every hidden test in this folder of sources a seed that nobody knows; nothing else changes."""
+    for path in sorted(Path(solutions).glob("*/*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        fresh = re.sub(
+            r"(globals\(\), seed=)\d+", lambda found: f"{found[1]}{secrets.randbelow(2**31)}", text
+        )
+        path.write_text(fresh, encoding="utf-8")
+
+
 def main():
     known = sorted(path.name for path in (ROOT / "solutions").iterdir() if path.is_dir())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all, that is {', '.join(known)}")
     parser.add_argument("--output", type=Path, default=ROOT / "assignments", help="default: assignments/")
+    parser.add_argument(
+        "--reseed", type=Path, metavar="SOLUTIONS", help="renew the seeds in this folder, and stop"
+    )
     arguments = parser.parse_args()
+    if arguments.reseed:
+        if not list(arguments.reseed.glob("*/*.ipynb")):
+            parser.error(f"{arguments.reseed} holds no <name>/<name>.ipynb")
+        return reseed(arguments.reseed)
     if unknown := set(arguments.names) - set(known):
         parser.error(f"no such assignment in solutions/: {', '.join(sorted(unknown))}")
     release(arguments.names or known, arguments.output)
