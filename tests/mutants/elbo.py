@@ -5,8 +5,7 @@ as standard deviation: keras#3283; KL over batch times pixels: pytorch/examples#
 (the squared variance), and from what the formulas invite.
 """
 
-from dataclasses import dataclass
-from textwrap import indent
+from mutants import versions_of
 
 # The start of every version, with names that its body may use.
 STARTS = {
@@ -26,39 +25,7 @@ STARTS = {
     bce = torch.nn.functional.binary_cross_entropy_with_logits
 """,
 }
-LOSES = {
-    "ALL": "checks values gradients stability",
-    "SOME": "values gradients stability",  # the visible checks do not see it
-}
-
-
-@dataclass(frozen=True)
-class Version:
-    """One way to write a function.
-
-    loses: the kinds of its graded cells that must fail; no other may.
-    says: words from the message of the first hidden cell that fails, which name the slip. Empty when the
-    tests notice the slip but cannot name it.
-    """
-
-    name: str
-    function: str
-    source: str
-    loses: frozenset
-    says: str
-
-
-def versions(function, text):
-    """Versions of a function from blocks "# name | loses | says" (only the name for a right one) + body."""
-    found = []
-    for block in text.strip().removeprefix("# ").split("\n# "):
-        head, body = block.split("\n", 1)
-        name, loses, says = (part.strip() for part in (head + " | | ").split("|")[:3])
-        source = body if body.startswith("def ") else STARTS[function] + indent(body, "    ")
-        kinds = frozenset(LOSES.get(loses, loses).split())
-        found.append(Version(name, function, source + "\n", kinds, says))
-    return found
-
+versions = versions_of(STARTS)
 
 WRONG = [
     *versions(
@@ -163,12 +130,20 @@ m, s = mean.detach().numpy(), logvar.detach().numpy()
 return torch.from_numpy(0.5 * (m**2 + __import__("numpy").exp(s) - s - 1).sum(1))
 # kl_list | ALL | a list is returned
 return [0.5 * (m**2 + s.exp() - s - 1).sum() for m, s in zip(mean, logvar)]
-# kl_in_place | SOME | changed in place
+# kl_inputs_clamped | stability | no log
+with torch.no_grad():
+    logvar.clamp_(-20, 20)
+return 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1)
+# kl_from_the_checks | ALL | ready-made
+from aecourse.checks.elbo import gaussian_kl as ready
+
+return ready(mean, logvar)
+# kl_in_place | ALL | changed in place
 return 0.5 * (mean.square_() + logvar.exp() - logvar - 1).sum(1)
-# kl_ready_made | SOME | not allowed
+# kl_ready_made | ALL | ready-made
 q = torch.distributions.Normal(mean, (0.5 * logvar).exp())
 return torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)
-# kl_sampled | SOME | Two calls
+# kl_sampled | ALL | Two calls
 z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
 q, p = torch.distributions.Normal(mean, (0.5 * logvar).exp()), torch.distributions.Normal(0.0, 1.0)
 return (q.log_prob(z) - p.log_prob(z)).sum(1)
@@ -219,7 +194,7 @@ return 0.5 * (trace + square - k - cov.diagonal(dim1=1, dim2=2).log().sum(1))
 return 0.5 * (cov.sum((1, 2)) + square - k - logdet)
 # full_cov_as_std | SOME | cov is taken as a standard deviation
 return 0.5 * ((cov @ cov.mT).diagonal(dim1=1, dim2=2).sum(1) + square - k - 2 * logdet)
-# full_frobenius | ALL | squared in the trace
+# full_frobenius | SOME | squared in the trace
 return 0.5 * ((cov**2).sum((1, 2)) + square - k - logdet)
 # full_mahalanobis | SOME | inverse of cov
 return 0.5 * (trace + (mean * torch.linalg.solve(cov, mean)).sum(1) - k - logdet)
@@ -231,13 +206,20 @@ return 0.5 * (inverse.diagonal(dim1=1, dim2=2).sum(1) + mahalanobis - k + logdet
 return 0.5 * (trace + mean.sum(1) - k - logdet)
 # full_log_det | stability | determinant under- or overflows
 return 0.5 * (trace + square - k - torch.det(cov).log())
+# full_small_eigenvalues_clamped | stability | jitter
+values = torch.linalg.eigvalsh(cov).clamp(min=1e-6)
+return 0.5 * ((values - values.log() - 1).sum(-1) + square)
+# full_tiny_jitter | stability | jitter
+return 0.5 * (trace + square - k - torch.logdet(cov + 1e-10 * torch.eye(k, dtype=cov.dtype)))
+# full_squared_determinant | stability | jitter
+return 0.5 * (trace + square - k - 0.5 * torch.logdet(cov @ cov))
 # full_jitter | stability | jitter
 return 0.5 * (trace + square - k - torch.logdet(cov + 1e-6 * torch.eye(k, dtype=cov.dtype)))
 # full_detached_logdet | gradients | graph is cut
 return 0.5 * (trace + square - k - logdet.detach())
 # full_detached_trace | gradients | graph is cut
 return 0.5 * (trace.data + square - k - logdet)
-# full_ready_made | SOME | not allowed
+# full_ready_made | ALL | ready-made
 from torch.distributions import MultivariateNormal
 from torch.distributions.kl import kl_divergence
 

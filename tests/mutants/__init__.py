@@ -1,0 +1,50 @@
+"""Wrong and right versions of the functions of the assignments, one module each, for test_assignments.py."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from textwrap import indent
+
+LOSES = {
+    "ALL": "checks values gradients stability",
+    "SOME": "values gradients stability",  # the visible checks do not see it
+}
+
+
+@dataclass(frozen=True)
+class Version:
+    """One way to write a function.
+
+    loses: the kinds of its graded cells that must fail; no other may. A kind that the function does not have
+    is left out.
+    says: words from the message of the first hidden cell that fails, which name the slip. Empty when the
+    tests notice the slip but cannot name it.
+    """
+
+    name: str
+    function: str
+    source: str
+    loses: frozenset
+    says: str
+
+
+def versions_of(starts: dict[str, str]) -> Callable[[str, str], list[Version]]:
+    """A reader of versions: ``versions(function, text)``.
+
+    starts: for each function the lines that all its versions begin with.
+    text: blocks of "# name | loses | says" (only the name for a right one) and a body, which
+    stands for itself when it holds a whole function or class.
+    """
+
+    def versions(function: str, text: str) -> list[Version]:
+        found = []
+        for block in text.strip().removeprefix("# ").split("\n# "):
+            head, body = block.split("\n", 1)
+            name, loses, says = (part.strip() for part in (head + " | | ").split("|")[:3])
+            whole = re.search(r"(?m)^(def|class) ", body)
+            source = body if whole else starts[function] + indent(body, "    ")
+            kinds = frozenset(LOSES.get(loses, loses).split())
+            found.append(Version(name, function, source + "\n", kinds, says))
+        return found
+
+    return versions

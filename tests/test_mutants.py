@@ -1,0 +1,95 @@
+"""Every known version of every function, wrong or right, graded by the notebook's own test cells.
+
+A wrong version must lose exactly the points it should, and hear why; a right one must lose none.
+"""
+
+import importlib
+import re
+import time
+import warnings
+
+import pytest
+from mutants import Version
+from notebooks import ASSIGNMENTS, AUTOGRADED, SOURCE, grade_id, graded, solution_cells
+
+MUTANTS = {name: importlib.import_module(f"mutants.{name}") for name in ASSIGNMENTS}
+UNUSED = ("colab", "together-code")  # an installation, and a demonstration that takes its time
+
+
+def grade(name, version):
+    """{kind: message} of the graded cells that fail when `version` replaces the model solution.
+
+    The version is defined after all model solutions, as a student's cell is run again after a change."""
+    lost, namespace = {}, {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for cell in SOURCE[name].cells:
+            if cell.cell_type == "code" and grade_id(cell) not in AUTOGRADED[name] and cell.id not in UNUSED:
+                exec(compile(cell.source, cell.id, "exec"), namespace)
+        exec(version.source, namespace)
+        for task, cell in graded(SOURCE[name]).items():
+            function, _, kind = task.rpartition("_")
+            if function == version.function and task in AUTOGRADED[name]:
+                try:
+                    exec(compile(cell.source, cell.id, "exec"), namespace)
+                except Exception as error:
+                    lost[kind] = f"{type(error).__name__}: {error}"
+    return lost
+
+
+def message_of(lost):
+    """What the first hidden cell to fail says."""
+    return next((message for kind, message in lost.items() if kind != "checks"), "")
+
+
+WRONG = [(name, version) for name in ASSIGNMENTS for version in MUTANTS[name].WRONG]
+RIGHT = [(name, version) for name in ASSIGNMENTS for version in MUTANTS[name].RIGHT]
+
+
+def label(value):
+    return value if isinstance(value, str) else value.name
+
+
+@pytest.mark.parametrize(("name", "version"), WRONG, ids=label)
+def test_wrong_version_loses_its_points_and_hears_why(name, version):
+    kinds = {
+        task.rpartition("_")[2] for task in AUTOGRADED[name] if task.rpartition("_")[0] == version.function
+    }
+    lost = grade(name, version)
+    assert set(lost) == version.loses & kinds
+    assert len(lost) > 0
+    message = message_of(lost) or lost["checks"]
+    assert version.says in message
+    assert all(text.startswith("Wrong: ") for text in lost.values())  # ours, in words
+    assert not re.search(r"\d\.\d{6}", message), "a message must not give the right numbers away"
+
+
+@pytest.mark.parametrize(("name", "version"), RIGHT, ids=label)
+def test_right_version_loses_nothing(name, version):
+    assert grade(name, version) == {}
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_model_solutions_are_graded_in_less_than_a_minute(name):
+    start, lost = time.process_time(), {}
+    for function in solution_cells(SOURCE[name]):
+        lost |= grade(name, Version(function, function, "", frozenset(), ""))
+    assert lost == {}
+    assert time.process_time() - start < 60
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_every_function_has_wrong_and_right_versions(name):
+    mutants = MUTANTS[name]
+    functions = set(solution_cells(SOURCE[name]))
+    assert {version.function for version in mutants.WRONG} == functions
+    assert {version.function for version in mutants.RIGHT} == functions
+    names = [version.name for version in mutants.WRONG + mutants.RIGHT]
+    assert len(names) == len(set(names))
+
+
+def test_most_slips_are_named():
+    """test_wrong_version_... holds each message to `says`; here, that few are left without one."""
+    assert len(WRONG) >= 120
+    assert len(RIGHT) >= 50
+    assert sum(bool(version.says) for _, version in WRONG) >= 0.8 * len(WRONG)
