@@ -18,9 +18,10 @@ README = """\
 # aecourse, for students
 
 - `site/index.html` is the book. Open it in a browser.
-- `assignments/` holds the notebooks to complete. They need PyTorch and run on Colab or on a laptop.
-- The wheel is the library: `pip install "{wheel}[book]"`. Then `jupyter lab` runs the chapters
-  in `chapters/`.
+- `assignments/` holds the notebooks to complete, on Colab or on a laptop; the page `site/assignments.html`
+  says what each is about.
+- The wheel is the library, which chapters and assignments need: `pip install "{wheel}[book]"`. Then
+  `jupyter lab` opens both.
 
 Hand in the notebook under its own name; do not rename, delete or copy its test cells.
 """
