@@ -45,6 +45,14 @@ def downloads(course, names):
             archive.writestr(name, nbformat.writes(solved("elbo")))
 
 
+def test_moodle_pattern():
+    (pattern,) = re.findall(r"(?m)^\.\*_.+assignsubmission.+$", GUIDE)
+    for folder in ("Alice Ash_1234_assignsubmission_file", "Bob_7_assignsubmission_file_"):
+        found = re.match(pattern, f"downloaded/elbo/extracted/archive/{folder}/elbo.ipynb")
+        assert found["student_id"] in ("1234", "7")
+        assert found["file_id"] == "elbo"
+
+
 def marked_by_hand(course, student, points=None):
     """The points of elbo's written question in the gradebook, after giving some as the formgrader does."""
     from nbgrader.api import Gradebook
