@@ -185,13 +185,15 @@ def test_internal_links_lead_somewhere():
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_colab_opens_chapters_and_nothing_else(name):
+def test_colab_opens_chapters_and_assignments(name):
     found = re.findall(
-        r'href="https://colab\.research\.google\.com/([^"]+)"', (SITE / f"{name}.html").read_text()
+        r'href="https://colab\.research\.google\.com/github/aecourse/aecourse/blob/main/([^"]+)"',
+        (SITE / f"{name}.html").read_text(),
     )
-    assert set(found) == (
-        {f"github/aecourse/aecourse/blob/main/book/{name}.ipynb"} if name in CHAPTERS else set()
-    )
+    notebooks = {str(path.relative_to(ROOT)) for path in ROOT.glob("assignments/*/*.ipynb")}
+    if name != "assignments":
+        notebooks = {f"book/{name}.ipynb"} if name in CHAPTERS else set()
+    assert set(found) == notebooks
 
 
 def test_search_finds_a_word_of_a_chapter(visit):
