@@ -17,6 +17,15 @@ settings.load_profile("aecourse")
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """A file's tests share costly fixtures (the site, a course) and stay in one process; the versions of the
+    assignments' functions share nothing, are many, and go wherever there is room."""
+    for item in items:
+        if item.path.name != "test_mutants.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """A test's random numbers do not depend on the tests that ran before it."""

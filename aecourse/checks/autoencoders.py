@@ -772,9 +772,9 @@ def _spread_of_losses(task: Task, student: Student, draw: Draw) -> None:
 
 def _losses(student: Student, where: str, weights, x, sigma, dtype, seeds) -> Tensor:
     found = []
-    for seed in seeds:
-        arguments = prepared((layer("Affine", weights), x, sigma, seed), dtype)
-        got = student(*arguments, where=where)
+    given = [prepared((layer("Affine", weights), x, sigma, seed), dtype) for seed in seeds]
+    results = student.each([(arguments, {}, where) for arguments in given])
+    for arguments, got in zip(given, results):
         if not torch.equal(arguments[1], x.to(dtype)):
             raise Wrong(f"{student.task.name} ({where}): x is changed in place. Leave it as it is.")
         if not isinstance(got, Tensor) or got.dim() or not finite(got):

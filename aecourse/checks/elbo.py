@@ -109,7 +109,7 @@ def full_gaussian_kl_slips(m, cov):
     def formulas():
         t, mm, k, d = trace(cov), (m**2).sum(1), m.shape[1], torch.linalg.slogdet(cov)[1]
         inverse, factor = torch.linalg.inv(cov), torch.linalg.cholesky(cov)
-        weighted = torch.einsum("bi,bij,bj->b", m, inverse, m)
+        weighted = torch.einsum("bi,bi->b", m, torch.einsum("bij,bj->bi", inverse, m))
         yield "", 0.5 * (t + mm - k - d)
         yield "the log-determinant has the wrong sign", 0.5 * (t + mm - k + d)
         yield "the log-determinant is missing", 0.5 * (t + mm - k)

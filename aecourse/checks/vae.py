@@ -773,16 +773,9 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
         )
     uses_generator(student, call)
     x = few.repeat(rows // 5, 1)
-    results = (
-        torch.stack(
-            [
-                torch.as_tensor(student(model, x, 1.0, torch.Generator().manual_seed(seed + i)))
-                for i in range(calls)
-            ]
-        )
-        .to(f64)
-        .detach()
-    )
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(calls)]
+    found = student.each([((model, x, 1.0, generator), {}, "") for generator in generators])
+    results = torch.stack([torch.as_tensor(one) for one in found]).to(f64).detach()
     needs(results.dim() == 1, "negative_elbo: the result is not one number.")
     # What the student takes for the KL, right or wrong, is seen with a decoder that ignores z.
     blind = AffineVAE(*model.tensors[:4], torch.zeros_like(model.tensors[4]), model.tensors[5])
