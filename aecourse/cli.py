@@ -31,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     reference.add_argument("name", help="mnist_vae")
     reference.add_argument("--folder", type=Path, default=Path("aecourse/weights"), help="where to write it")
 
+    _add_grade(commands)
+    _add_check(commands)
+
     options = parser.parse_args(arguments)
     try:
         if options.command == "fetch":
@@ -41,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(info())
         elif options.command == "train":
             train(options)
+        elif options.command == "grade":
+            return grade(options)
+        elif options.command == "check-submission":
+            return check_submission(options)
         else:
             from aecourse import reference
 
@@ -48,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         print(f"aecourse: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("aecourse: stopped. The same command goes on where this one was.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -110,6 +120,105 @@ def _add_train(commands) -> None:
     for name in ("likelihood", "bound", "gradient", "output", "error", "penalty"):
         model.add_argument(f"--{name}")
     model.add_argument("--variance", type=_number_or_name, help="a number, learned, per_pixel or optimal")
+
+
+def _add_grade(commands) -> None:
+    command = commands.add_parser(
+        "grade",
+        help="grade an assignment of a class, each submission in a sandbox",
+        description="Grade what is in submitted/ of an nbgrader course: fills the gradebook, writes feedback "
+        "and autograded notebooks. What was graded before is not graded again, unless it, the assignment or "
+        "a limit has changed; so the same command goes on where a run was stopped.",
+    )
+    command.add_argument("assignment", help="its name, for example elbo")
+    command.add_argument("--course", type=Path, default=Path(), help="the course's folder (default: here)")
+    command.add_argument("--students", nargs="+", default=(), metavar="STUDENT", help="only these")
+    command.add_argument("--force", action="store_true", help="grade again what was graded before")
+    command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    command.add_argument("--scheduler", default="", metavar="tcp://...", help="use this Dask cluster instead")
+    command.add_argument(
+        "--db", default="", metavar="URL", help="gradebook, sqlite:///... or postgresql://..."
+    )
+    command.add_argument("--seconds", type=float, help="for a submission as a whole")
+    command.add_argument("--test-seconds", type=float, help="for one cell or one test")
+    command.add_argument("--memory", type=float, metavar="GB", help="for a submission")
+    safety = command.add_mutually_exclusive_group()
+    safety.add_argument(
+        "--sandbox", default="bubblewrap", metavar="KIND", help="bubblewrap, docker:IMAGE or podman:IMAGE"
+    )
+    safety.add_argument("--unsafe", action="store_true", help="no sandbox: student code runs as you")
+    for name, what in (
+        ("report", "an HTML page for the instructor"),
+        ("csv", "points per task"),
+        ("canvas", "a gradebook that Canvas imports"),
+        ("moodle", "a gradebook that Moodle imports"),
+    ):
+        command.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write {what}")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_check(commands) -> None:
+    command = commands.add_parser(
+        "check-submission",
+        help="is a notebook gradable: cells, metadata, does it run from top to bottom?",
+        description="See whether a notebook can be graded, before it is handed in. It is compared with the "
+        "assignment as it was handed out, and run from top to bottom. Run it on work of your own: there is "
+        "no sandbox.",
+        argument_default=argparse.SUPPRESS,
+    )
+    command.add_argument("notebook", type=Path)
+    command.add_argument("--assignment", metavar="NAME", help="its name (default: that of the file)")
+    command.add_argument(
+        "--release",
+        type=Path,
+        metavar="NOTEBOOK",
+        help="as it was handed out (default: assignments/NAME/NAME.ipynb here or above the notebook)",
+    )
+    command.add_argument("--repair", type=Path, metavar="NEW", help="write a mended copy")
+    command.add_argument("--seconds", type=float, help="to run in (default: what the grader gives)")
+
+
+def grade(options: argparse.Namespace) -> int:
+    """``aecourse grade``; 0 when every submission was graded, 2 when some need a person."""
+    if sys.platform == "win32":
+        raise RuntimeError("Grading needs Linux for its sandbox; on Windows, use it in WSL.")
+    try:
+        from aecourse.grading import course as grading
+    except ImportError as error:
+        raise ImportError(f'{error}. Grading needs more packages: pip install "aecourse[grading]"') from None
+    from aecourse.grading.sandbox import Limits
+
+    asked = {
+        "seconds": options.seconds,
+        "request_seconds": options.test_seconds,
+        "memory": None if options.memory is None else int(options.memory * 2**30),
+    }
+    limits = Limits(**{name: value for name, value in asked.items() if value is not None})
+    settings = grading.Options(
+        workers=options.workers,
+        scheduler=options.scheduler,
+        students=tuple(options.students),
+        force=options.force,
+        sandbox="unsafe" if options.unsafe else options.sandbox,
+        limits=limits,
+        progress=not options.quiet,
+    )
+    course = grading.Course(options.course, options.db)
+    verdicts = grading.grade(course, options.assignment, settings)
+    print(grading.summary(verdicts))
+    for name in ("report", "csv", "canvas", "moodle"):
+        if path := getattr(options, name):
+            grading.write(path, grading.exported(name, course, options.assignment, verdicts))
+    return 2 if any(verdict.human for verdict in verdicts.values()) else 0
+
+
+def check_submission(options: argparse.Namespace) -> int:
+    """``aecourse check-submission``; 0 when nothing stands in the way of grading, else 1."""
+    try:
+        from aecourse.grading import preflight
+    except ImportError as error:
+        raise ImportError(f"{error}. For this command: pip install nbformat nbclient ipykernel") from None
+    return preflight.main(**{name: value for name, value in vars(options).items() if name != "command"})
 
 
 def train(options: argparse.Namespace) -> dict:

@@ -1,13 +1,20 @@
 """Every known version of every function, wrong or right, graded by the notebook's own test cells.
 
-A wrong version must lose exactly the points it should, and hear why; a right one must lose none.
+A wrong version must lose exactly the points it should, and hear why; a right one must lose none. A sample of
+them goes through the isolated grader, too: with AECOURSE_TEST_SANDBOX=all, all of them, which takes an hour.
 """
 
+import copy
+import functools
 import importlib
+import os
 import re
+import shutil
+import sys
 import time
 import warnings
 
+import nbformat
 import pytest
 from mutants import Version
 from notebooks import ASSIGNMENTS, AUTOGRADED, SOURCE, grade_id, graded, solution_cells
@@ -67,6 +74,62 @@ def test_wrong_version_loses_its_points_and_hears_why(name, version):
 @pytest.mark.parametrize(("name", "version"), RIGHT, ids=label)
 def test_right_version_loses_nothing(name, version):
     assert grade(name, version) == {}
+
+
+# ---- in the sandbox
+
+NEEDED = os.environ.get("AECOURSE_TEST_SANDBOX") or (os.environ.get("CI") and sys.platform == "linux")
+needs_sandbox = pytest.mark.skipif(
+    shutil.which("bwrap") is None and not NEEDED, reason="needs bubblewrap: apt install bubblewrap"
+)
+
+
+@functools.cache
+def parts(name, function):
+    """The cells that a version of a function needs, and the function's tests."""
+    cells = [cell for cell in SOURCE[name].cells if cell.cell_type == "code" and cell.id not in UNUSED]
+    before = [cell for cell in cells if grade_id(cell) not in AUTOGRADED[name]]
+    return before, [cell for cell in cells if (grade_id(cell) or "").rpartition("_")[0] == function]
+
+
+def isolated(name, version):
+    """As `grade`, with the version in the sandbox and the tests outside."""
+    from aecourse.grading import worker
+
+    before, tests = parts(name, version.function)
+    written = nbformat.v4.new_code_cell(version.source, id="version")
+    source, handed_in = (
+        nbformat.writes(nbformat.v4.new_notebook(cells=copy.deepcopy(cells)))
+        for cells in ([*before, *tests], [*before, written, *tests])
+    )
+    verdict = worker.grade(worker.Bundle(name, "student", source, handed_in.encode()))
+    assert verdict["status"] == "graded"
+    lost = [test for test in verdict["tests"] if test["points"] < test["out_of"]]
+    return {test["name"].rpartition("_")[2]: f"Wrong: {test['message']}" for test in lost}
+
+
+EVERY = 1 if os.environ.get("AECOURSE_TEST_SANDBOX") == "all" else 60
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_versions_get_the_same_in_the_sandbox(name):
+    for version in [*MUTANTS[name].WRONG, *MUTANTS[name].RIGHT][::EVERY]:
+        lost = isolated(name, version)
+        assert set(lost) == version.loses & {
+            grade_id(c).rpartition("_")[2] for c in parts(name, version.function)[1]
+        }
+        assert version.says in (message_of(lost) or lost.get("checks", "")), version.name
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_model_solutions_get_all_points_in_the_sandbox(name):
+    for function in solution_cells(SOURCE[name]):
+        assert isolated(name, Version(function, function, "", frozenset(), "")) == {}
+
+
+# ---- the lists
 
 
 @pytest.mark.parametrize("name", ASSIGNMENTS)

@@ -1,6 +1,7 @@
 """The package as a whole: what importing it costs, and who may know whom."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,8 @@ MAY_IMPORT = {
     "plots": {"contracts", "train", "vae"},
 }
 
+PACKAGES = ("aecourse.checks", "aecourse.grading")
+
 
 def imports(module: str, top_level: bool) -> set[str]:
     """Names of the modules that a module of the course imports, at its top level or anywhere."""
@@ -44,8 +47,8 @@ def imports(module: str, top_level: bool) -> set[str]:
     for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "aecourse":
-            found |= {f"aecourse.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module in ("aecourse", *PACKAGES):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module)
     return found
@@ -70,6 +73,10 @@ def test_importing_the_package_imports_nothing_slow_or_optional():
         "anywidget",
         "IPython",
         "pyro",
+        "nbgrader",
+        "nbformat",
+        "sqlalchemy",
+        "distributed",
     }
     assert loaded & optional == set()
     assert run.stderr == ""
@@ -108,6 +115,57 @@ def test_the_core_needs_three_packages(module):
     needed = {name.split(".")[0] for name in imports(module, top_level=True)} - set(sys.stdlib_module_names)
     extra = {"plots": {"matplotlib"}, "pyro_vae": {"pyro"}}.get(module, set())
     assert needed <= CORE | extra
+
+
+def modules(pattern: str) -> list[str]:
+    """Those of the package, as `imports` names them."""
+    folder = REPOSITORY / "aecourse"
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.glob(pattern))]
+
+
+def test_nothing_but_the_command_line_knows_the_grader():
+    others = [name for name in modules("**/*.py") if name != "cli" and not name.startswith("grading/")]
+    assert {"vae", "widgets/latent_viewer", "checks/core"} <= set(others)
+    for name in others:
+        assert not any(found.startswith("aecourse.grading") for found in imports(name, top_level=False)), name
+    assert not any(found.startswith("aecourse.grading") for found in imports("cli", top_level=True))
+    for folder in ("book", "solutions", "assignments"):
+        for path in (REPOSITORY / folder).rglob("*.ipynb"):
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+            assert not any("aecourse.grading" in source for source in code), path
+
+
+def test_the_grader_imports_what_its_extras_declare():
+    extras = project()["optional-dependencies"]
+    declared = {r.split(">")[0].strip() for name in ("grading", "cluster") for r in extras[name]}
+    used = set().union(*(imports(name, top_level=False) for name in modules("grading/*.py")))
+    used = {name.split(".")[0].lower() for name in used} - set(sys.stdlib_module_names)
+    assert declared - used == set()
+    assert used - declared <= CORE
+    at_once = set().union(*(imports(name, top_level=True) for name in modules("grading/*.py")))
+    assert "distributed" not in {name.split(".")[0] for name in at_once}  # few have a cluster
+
+
+def test_what_runs_in_the_sandbox_is_all_there():
+    """Student code finds these files of the course, and an image needs torch and IPython alone."""
+    sandbox = pytest.importorskip("aecourse.grading.sandbox", exc_type=ImportError)
+    shown = {f"aecourse.{file.removesuffix('.py').replace('/', '.')}" for file in sandbox.FILES}
+    for file in sandbox.FILES:
+        found = imports(file.removesuffix(".py"), top_level=False)
+        assert {name for name in found if name.startswith("aecourse")} <= shown
+        others = {name.split(".")[0] for name in found} - set(sys.stdlib_module_names)
+        assert others <= {"aecourse", "torch", "IPython"}
+
+
+def test_grading_without_its_packages_says_what_to_install():
+    script = "import sys; sys.modules['nbgrader'] = None; from aecourse import cli; sys.exit(cli.main())"
+    run = subprocess.run(
+        [sys.executable, "-c", script, "grade", "elbo"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert 'pip install "aecourse[grading]"' in run.stderr
+    assert len(run.stderr.splitlines()) == 1
 
 
 def project() -> dict:

@@ -1,0 +1,333 @@
+"""Student code in a sandbox: no network, no files but Python's own, limits on all it can take.
+
+A `Sandbox` is a warm process inside bubblewrap (or a container); `open` makes it fork a child for one
+submission, and a `Session` talks to that child. The rest of the machine is not there: no home folder, no
+solutions, no gradebook, no environment variables, and of this package a handful of files.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aecourse
+from aecourse.grading import wire
+from aecourse.grading.inside import LIMITS, READY
+
+HERE = "/inside"  # where the sandbox shows the files below, and the socket of this side
+
+# What student code finds of the course. `check` does nothing there: it runs outside.
+FILES = ("checks/parts.py", "checks/bans.py", "checks/modules.py", "grading/inside.py", "grading/wire.py")
+STUB = "def check(name, function):\n    pass\n"
+SETTINGS = {
+    "PATH": "/usr/bin:/bin",
+    "MPLBACKEND": "agg",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",
+    "LANG": "C.UTF-8",
+}
+# The working folder is no place to import from. (Python 3.10 has no option -P.)
+PROGRAM = """
+import sys
+sys.path[:] = filter(None, sys.path)
+from aecourse.grading import inside
+inside.main(*sys.argv[1:])
+"""
+NOBODY = "65534"
+
+
+def _homes(folder: str) -> dict[str, str]:
+    """Settings that keep what Python's packages write at home in the scratch folder."""
+    return {"HOME": folder, "IPYTHONDIR": f"{folder}/.ipython", "MPLCONFIGDIR": f"{folder}/.mpl"}
+
+
+class SandboxError(RuntimeError):
+    """The sandbox cannot be made, or is gone."""
+
+
+class Gone(BaseException):
+    """The submission's process is gone or does not answer; ``reason`` is "time", "crash" or "nonsense".
+
+    No subclass of Exception: the tests turn those into sentences about the function, and this ends the test.
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class StudentError(Exception):
+    """An error that the student's code raised: its type's name and its words."""
+
+    def __init__(self, kind: str, words: str):
+        super().__init__(words)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a submission may take.
+
+    Attributes:
+        seconds: wall-clock time for all of it, restarts included.
+        request_seconds: for one cell, or for one test.
+        cpu_seconds: processor time of one process.
+        memory: bytes beyond those of the warm process.
+        output: characters printed by one cell.
+        file: bytes of a file, in a scratch folder that is lost.
+    """
+
+    seconds: float = 180.0
+    request_seconds: float = 60.0
+    cpu_seconds: int = 120
+    memory: int = 2 * 2**30
+    output: int = 20_000
+    file: int = 32 * 2**20
+
+
+class Sandbox:
+    """A warm process that forks one child per submission. A context manager.
+
+    Args:
+        kind: ``"bubblewrap"``; ``"docker:IMAGE"`` or ``"podman:IMAGE"``, with an image that holds Python,
+            torch and IPython; ``"unsafe"`` for none at all: a process of yours, with its limits, that can
+            read and write what you can, and use the network.
+        imports: modules that the warm process imports, once for all.
+        scratch: bytes of the scratch folder.
+
+    Raises:
+        SandboxError: it cannot be made; the message says what to install. Nothing is run without it.
+    """
+
+    def __init__(self, kind: str = "bubblewrap", imports: tuple[str, ...] = (), scratch: int = 64 * 2**20):
+        self.folder = tempfile.TemporaryDirectory(prefix="aecourse-inside-")
+        self.scratch = tempfile.TemporaryDirectory(prefix="aecourse-scratch-")  # of the unsafe kind
+        command, environment = self._command(kind, ",".join(imports), scratch)
+        root = Path(self.folder.name)
+        here = Path(aecourse.__file__).parent
+        for name in ("", "checks", "grading"):
+            (root / "aecourse" / name).mkdir()
+            (root / "aecourse" / name / "__init__.py").write_text(STUB if name == "checks" else "")
+        for name in FILES:
+            shutil.copy(here / name, root / "aecourse" / name)
+        root.chmod(0o755)  # a container may run as somebody else
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(root / "control"))
+            (root / "control").chmod(0o777)
+            listener.listen(1)
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the grader, which then closes this
+            )
+            self.control = self._accept(listener)
+        self.folder.cleanup()  # all of it has been imported, and nothing can be left behind
+
+    def _accept(self, listener: socket.socket) -> socket.socket:
+        listener.settimeout(0.2)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(TimeoutError):
+                control, _ = listener.accept()
+                control.settimeout(120)
+                if control.recv(len(READY)) == READY:
+                    return control
+                control.close()
+        self.process.kill()
+        words = self.process.communicate()[1].decode(errors="replace")[-2000:]
+        self.folder.cleanup()
+        raise SandboxError(f"The sandbox did not start:\n{words}")
+
+    def _command(self, kind: str, imports: str, scratch: int) -> tuple[list[str], dict]:
+        """What to run, and with which environment."""
+        tool, _, image = kind.partition(":")
+        if tool not in ("bubblewrap", "docker", "podman", "unsafe") or bool(image) != (
+            tool in ("docker", "podman")
+        ):
+            raise SandboxError(
+                f"There is no sandbox {kind!r}: bubblewrap, docker:IMAGE and podman:IMAGE are. The image "
+                "needs torch and IPython."
+            )
+        program = ["-c", PROGRAM, imports]
+        if tool == "unsafe":
+            own = SETTINGS | _homes(self.scratch.name) | {"PYTHONPATH": self.folder.name}
+            return [sys.executable, *program, self.scratch.name], own
+        name = "bwrap" if tool == "bubblewrap" else tool
+        if shutil.which(name) is None:
+            raise SandboxError(
+                f"{name} is not installed, and without it student code would run as you, on your files. "
+                "Install bubblewrap (apt install bubblewrap), or choose a container: --sandbox docker:IMAGE."
+            )
+        settings = SETTINGS | _homes("/tmp") | {"PYTHONPATH": HERE}
+        program += ["/tmp", "/dev/shm"]
+        if tool == "bubblewrap":
+            path = {"PATH": os.environ.get("PATH", "")}
+            return [*self._bubblewrap(settings, scratch), sys.executable, *program], path
+        return [*self._container(tool, settings, scratch), image, *program], dict(os.environ)
+
+    def _container(self, tool: str, settings: dict[str, str], scratch: int) -> list[str]:
+        """The command up to the image's name. Where its Python is, the image itself says."""
+        command = [tool, "run", "--rm", "--pull", "never", "--entrypoint", "python3"]
+        command += ["--network", "none", "--hostname", "sandbox", "--read-only", "--cap-drop", "ALL"]
+        command += ["--security-opt", "no-new-privileges", "--user", f"{NOBODY}:{NOBODY}"]
+        command += ["--workdir", "/tmp", "--tmpfs", f"/tmp:size={scratch},mode=1777"]
+        command += ["--tmpfs", "/dev/mqueue:ro", "--shm-size", str(scratch)]
+        command += ["--volume", f"{self.folder.name}:{HERE}:ro"]
+        if tool == "podman":  # which else shows the host's names and proxies, and adds places to write in
+            command += ["--http-proxy=false", "--no-hosts", "--read-only-tmpfs=false"]
+        for name, value in settings.items():
+            if name != "PATH":
+                command += ["--env", f"{name}={value}"]
+        return command
+
+    def _bubblewrap(self, settings: dict[str, str], scratch: int) -> list[str]:
+        prefixes = {
+            Path(path).resolve() for path in (sys.prefix, sys.base_prefix, sysconfig.get_path("purelib"))
+        }
+        command = "bwrap --unshare-all --unshare-user --die-with-parent --new-session --as-pid-1".split()
+        command += f"--clearenv --cap-drop ALL --uid {NOBODY} --gid {NOBODY} --hostname sandbox".split()
+        command += "--ro-bind /usr /usr --proc /proc --dev /dev".split()
+        command += ["--size", str(scratch), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+        for name in ("lib", "lib64", "bin", "sbin"):
+            path = Path("/") / name
+            if path.is_symlink():
+                command += ["--symlink", os.readlink(path), str(path)]
+            elif path.is_dir():
+                command += ["--ro-bind", str(path), str(path)]
+        for name in ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d"):
+            command += ["--ro-bind-try", name, name]
+        for prefix in sorted(prefixes):
+            if not prefix.is_relative_to("/usr"):
+                command += ["--ro-bind", str(prefix), str(prefix)]
+        installed = Path(aecourse.__file__).resolve().parent
+        if any(installed.is_relative_to(prefix) for prefix in {*prefixes, Path("/usr")}):
+            command += ["--ro-bind", f"{self.folder.name}/aecourse", str(installed)]  # not the references
+        command += ["--ro-bind", self.folder.name, HERE, "--size", str(scratch), "--tmpfs", "/tmp"]
+        command += ["--remount-ro", "/", "--chdir", "/tmp"]
+        for name, value in settings.items():
+            command += ["--setenv", name, value]
+        return command
+
+    @contextlib.contextmanager
+    def open(self, limits: Limits, seconds: float) -> Iterator["Session"]:
+        """A `Session` with a fresh child that has so many seconds; then it and all it started are killed.
+
+        Raises:
+            SandboxError: the warm process is gone.
+        """
+        ours, theirs = socket.socketpair()
+        with ours:
+            content = LIMITS.pack(limits.memory, limits.cpu_seconds, limits.output, limits.file)
+            try:
+                with theirs:
+                    socket.send_fds(self.control, [content], [theirs.fileno()])
+            except OSError:
+                raise SandboxError("The sandbox is gone.") from None
+            session = Session(ours, time.monotonic() + seconds, limits)
+            try:
+                yield session
+            finally:
+                ours.close()
+                session.signal = self._reap()
+
+    def _reap(self) -> str:
+        """End the child; the name of the signal that it had died of, or nothing."""
+        try:
+            self.control.sendall(b"x")
+            content = self.control.recv(8)
+            (status,) = struct.unpack("<q", content)
+        except (OSError, struct.error):
+            raise SandboxError("The sandbox is gone.") from None
+        number = status & 127 if status >= 0 else 0
+        with contextlib.suppress(ValueError):  # some have no name
+            return signal.Signals(number).name if number else ""
+        return f"signal {number}"
+
+    def close(self) -> None:
+        self.control.close()
+        self.process.kill()
+        self.process.communicate()
+        self.scratch.cleanup()
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class Session:
+    """A conversation with the child of one submission."""
+
+    def __init__(self, channel: socket.socket, deadline: float, limits: Limits):
+        self.channel, self.deadline, self.limits = channel, deadline, limits
+        self.until = deadline
+        self.gone = ""
+        self.printed: list[str] = []
+        self.dropped: list[int] = []  # graphs and modules that nothing here refers to any more
+        self.random = None  # torch's global random state, as the child knows it
+        self.signal = ""
+
+    def begin(self) -> None:
+        """Start the clock of a cell or a test."""
+        self.until = min(self.deadline, time.monotonic() + self.limits.request_seconds)
+
+    def ask(self, action: str, *arguments):
+        """The answer's result.
+
+        Raises:
+            StudentError: the student's code raised.
+            Gone: the child is dead, late or talks nonsense; every later call raises it too.
+        """
+        if self.gone:
+            raise Gone(self.gone)
+        dropped = self.dropped[:]  # finalizers append to the list at any time
+        del self.dropped[: len(dropped)]
+        try:
+            left = self.until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self.channel.settimeout(left)
+            wire.send(self.channel, (action, arguments, dropped))
+            answer = wire.receive(self.channel, self.until)
+        except TimeoutError:
+            self.gone = "time"
+        except (OSError, EOFError):
+            self.gone = "crash"
+        except wire.WireError:
+            self.gone = "nonsense"
+        if self.gone:
+            raise Gone(self.gone)
+        if type(answer) is tuple and len(answer) == 3 and answer[0] == "ok" and type(answer[2]) is str:
+            self._keep(answer[2])
+            return answer[1]
+        if type(answer) is tuple and len(answer) == 4 and all(type(part) is str for part in answer):
+            self._keep(answer[3])
+            raise StudentError(answer[1][:80], answer[2][:600])
+        self.gone = "nonsense"
+        raise Gone(self.gone)
+
+    def _keep(self, printed: str) -> None:
+        """As much of it as the limits allow; the child may have forgotten them."""
+        left = self.limits.output + 20 - sum(map(len, self.printed))
+        if printed and left > 0:
+            self.printed.append(printed[:left])
+
+    def take_printed(self) -> str:
+        text, self.printed = "".join(self.printed), []
+        return text

@@ -1,0 +1,116 @@
+"""The grader with a container for a sandbox, where somebody has one: AECOURSE_TEST_CONTAINER=podman:IMAGE.
+
+The image needs Python, torch and IPython, and nothing of the course.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("nbformat")
+pytest.importorskip("resource", reason="grading is for Linux and macOS")
+
+import attacks
+import nbformat
+from attacks import ATTACKS, HOST, NAME
+from notebooks import AUTOGRADED, ROOT
+from test_assignments import solved
+
+from aecourse.grading import submission, worker
+from aecourse.grading.sandbox import Limits, Sandbox, SandboxError
+from aecourse.grading.worker import Bundle
+
+KIND = os.environ.get("AECOURSE_TEST_CONTAINER", "")
+pytestmark = pytest.mark.skipif(
+    not KIND, reason="needs a container: set AECOURSE_TEST_CONTAINER to podman:IMAGE or docker:IMAGE"
+)
+
+SOURCE = (ROOT / "solutions" / NAME / f"{NAME}.ipynb").read_text(encoding="utf-8")
+PROXY = "http://tutor:geheim@proxy:1"
+FINDS = """
+import os
+for top, folders, files in os.walk("/"):
+    folders[:] = [folder for folder in folders if os.path.join(top, folder) != "/proc"]
+    places = [top, *(os.path.join(top, file) for file in files)]
+    print(*(place for place in places if os.access(place, os.W_OK) and not os.path.islink(place)), sep="\\n")
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def grader():
+    """With secrets in its environment, as an instructor's has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOST, "secret")
+        patch.setenv("https_proxy", PROXY)
+        yield
+        worker.close()
+
+
+def graded(data: bytes | None, limits: Limits = Limits(), remarks=(), problem="") -> dict:  # noqa: B008
+    return worker.grade(Bundle(NAME, "eve", SOURCE, data, tuple(remarks), problem, limits, KIND))
+
+
+def points(verdict: dict) -> dict:
+    return {test["name"]: test["points"] for test in verdict["tests"]}
+
+
+def test_a_right_submission_gets_all_points_and_finds_nothing_to_write_to():
+    notebook = solved(NAME)
+    look = FINDS + "print(os.environ)"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(look))
+    verdict = graded(nbformat.writes(notebook).encode())
+    assert points(verdict) == AUTOGRADED[NAME]
+    (output,) = nbformat.reads(verdict["notebook"], as_version=4).cells[0].outputs
+    *places, environment = [line for line in output["text"].splitlines() if line]
+    assert "/tmp" in places
+    assert {place for place in places if not place.startswith(("/tmp", "/dev/"))} == set()
+    assert PROXY not in environment
+    assert HOST not in environment
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=attacks.names())
+def test_attack(attack, tmp_path):
+    if attack.name == "reads-everything":
+        pytest.skip("finds the image's own /etc/passwd")
+    folder = tmp_path / "submitted" / "eve" / NAME
+    folder.mkdir(parents=True)
+    attack.hand_in(folder)
+    try:
+        path, remarks = submission.find(folder, NAME)
+        verdict = graded(submission.content(path), attack.limits, remarks)
+    except ValueError as error:
+        verdict = graded(None, problem=str(error))
+    assert points(verdict) == attack.points
+    assert (verdict["status"], verdict["human"]) == (attack.status, attack.human)
+
+
+def test_an_image_that_is_not_there_is_not_fetched():
+    tool = KIND.partition(":")[0]
+    with pytest.raises(SandboxError, match="did not start"):
+        Sandbox(f"{tool}:localhost/no-such-image")
+
+
+def test_a_container_ends_with_its_grader():
+    tool = KIND.partition(":")[0]
+
+    def running() -> set[str]:
+        command = [tool, "ps", "--quiet", "--no-trunc"]
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+    before = running()
+    script = f"from aecourse.grading.sandbox import Sandbox; Sandbox({KIND!r}); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        process.stdout.readline()
+        began = running() - before
+        process.send_signal(signal.SIGKILL)
+    assert len(began) == 1
+    deadline = time.monotonic() + 20
+    while began & running() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not began & running()
