@@ -1,20 +1,33 @@
 """The pages for students and instructors: their tables and links, and their commands run as they stand."""
 
+import csv
+import html
+import io
 import os
 import re
+import shutil
 import subprocess
+import sys
 import sysconfig
 import zipfile
 
 import nbformat
 import pytest
-from notebooks import ASSIGNMENTS, POINTS, ROOT, WRITTEN, read, solution_cells
-from test_assignments import solved
+from mutants import elbo
+from notebooks import ASSIGNMENTS, AUTOGRADED, POINTS, ROOT, WRITTEN, read, solution_cells
+from test_assignments import secret_lines, solved
 from test_chapters import headings, slug
 
 from aecourse.checks.core import find
 
 STUDENTS, GUIDE = ((ROOT / "book" / f"{name}.md").read_text() for name in ("assignments", "teaching"))
+VERSIONS = {version.name: version for version in elbo.WRONG}
+ASH, BROWN = "ashalice", "brownbob"
+SLIPS, COMMENT = ("kl_logvar_as_std", "full_log_det"), "Half a point short."
+NEEDED = os.environ.get("AECOURSE_TEST_SANDBOX") or (os.environ.get("CI") and sys.platform == "linux")
+needs_sandbox = pytest.mark.skipif(
+    shutil.which("bwrap") is None and not NEEDED, reason="needs bubblewrap: apt install bubblewrap"
+)
 
 
 def test_table_of_assignments():
@@ -36,13 +49,13 @@ def test_messages_and_texts_point_to_headings_that_exist(name):
         assert anchor in {"", *map(slug, headings(page))}, f"{page}#{anchor}"
 
 
-def downloads(course, names):
+def downloads(course, notebooks):
     """What a learning platform packs: one archive of everybody's file."""
     folder = course / "downloaded" / "elbo" / "archive"
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / "submissions.zip", "w") as archive:
-        for name in names:
-            archive.writestr(name, nbformat.writes(solved("elbo")))
+        for name, notebook in notebooks.items():
+            archive.writestr(name, nbformat.writes(notebook))
 
 
 def test_moodle_pattern():
@@ -62,36 +75,116 @@ def marked_by_hand(course, student, points=None):
         grade = gradebook.find_grade(question, "elbo", "elbo", student)
         if points is not None:
             grade.manual_score, grade.needs_manual_grade = points, False
+            gradebook.find_comment(question, "elbo", "elbo", student).manual_comment = COMMENT
             gradebook.db.commit()
         return grade.manual_score
 
 
-def test_guide_from_an_empty_folder_to_returned_feedback(tmp_path):
-    """The guide's commands in order; only the students' part is played here."""
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory):
+    """A course after the guide's commands in order; only the students' and the marker's part is played here.
+
+    Gives the course's folder and a list of what `aecourse grade` left each time: {path in the folder: text}.
+    """
     pytest.importorskip("nbgrader")
+    top = tmp_path_factory.mktemp("guide")
+    folder, course, left = top, top / "class", []
     environment = os.environ | {
         "AECOURSE": str(ROOT),
-        "HOME": str(tmp_path / "home"),
+        "HOME": str(top / "home"),
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]),
         "OMP_NUM_THREADS": "1",
     }
-    folder, course = tmp_path, tmp_path / "class"
     for command in re.findall(r"```sh\n(.*?)```", GUIDE, flags=re.DOTALL):
         if "zip_collect" in command:
-            downloads(course, ["ashalice_1234_5678_elbo.ipynb", "brownbob_LATE_99_5679_elbo-1.ipynb"])
-        if "--student=alice" in command:
-            command = command.replace("alice", "ashalice")
-            marked_by_hand(course, "ashalice", 1.5)
+            names = ("ashalice_1234_5678_elbo.ipynb", "brownbob_LATE_99_5679_elbo-1.ipynb")
+            downloads(course, dict(zip(names, (solved("elbo"), solved("elbo", SLIPS)))))
+        if "aecourse grade" in command and left:
+            marked_by_hand(course, ASH, 1.5)
         done = subprocess.run(
             ["bash", "-euc", command], cwd=folder, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         folder = course
+        if "aecourse grade" in command:
+            found = [*course.glob("feedback/*/*/*.html"), *course.glob("*.csv"), course / "report.html"]
+            left.append({str(path.relative_to(course)): path.read_text() for path in found})
+    return course, left
+
+
+def text_of(page: str) -> str:
+    page = re.sub(r"<style>.*?</style>|<[^>]+>", "", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(page))
+
+
+def points_in(table: str) -> dict[str, dict[str, str]]:
+    return {row["student"]: row for row in csv.DictReader(io.StringIO(table))}
+
+
+@needs_sandbox
+def test_guide_from_an_empty_folder_to_returned_feedback(guided):
+    course, left = guided
     source, notebook = (course / "solutions/elbo/elbo.ipynb", course / "assignments/elbo/elbo.ipynb")
     assert source.read_text() != (ROOT / "solutions/elbo/elbo.ipynb").read_text()  # other seeds
     assert notebook.read_bytes() == (ROOT / "assignments/elbo/elbo.ipynb").read_bytes()
-    assert sorted(path.name for path in (course / "submitted").iterdir()) == ["ashalice", "brownbob"]
-    for student in ("ashalice", "brownbob"):
-        assert "HIDDEN" not in (course / "feedback" / student / "elbo" / "elbo.html").read_text()
-    assert len(re.findall(r"(?m)^elbo,.*,(ashalice|brownbob),", (course / "grades.csv").read_text())) == 2
-    assert marked_by_hand(course, "ashalice") == 1.5  # though graded again
+    assert sorted(path.name for path in (course / "submitted").iterdir()) == [ASH, BROWN]
+    assert len(left) == 2
+    first, second = left
+    pages = {f"feedback/{student}/elbo/elbo.html" for student in (ASH, BROWN)}
+    files = {"report.html", "points.csv", "canvas.csv", "moodle.csv", "students.csv"}
+    assert set(first) == set(second) == pages | files
+
+    # A feedback page names the slip, and holds nothing of a hidden test.
+    page = text_of(first[f"feedback/{BROWN}/elbo/elbo.html"])
+    for name in SLIPS:
+        assert VERSIONS[name].says
+        assert VERSIONS[name].says in page
+    assert "To read again: " in page
+    hidden = set(secret_lines(nbformat.read(source, as_version=4)))
+    hidden -= {line.strip() for cell in solved("elbo").cells for line in cell.source.splitlines()}
+    assert any("seed=" in line for line in hidden)
+    for name in pages:
+        text = html.unescape(first[name])
+        assert [line for line in hidden if line in text] == []
+        assert "seed=" not in text
+
+    # All exports have the same points.
+    tests, question = sum(AUTOGRADED["elbo"].values()), sum(POINTS["elbo"].values())
+    table = points_in(first["points.csv"])
+    assert {student: row["status"] for student, row in table.items()} == {ASH: "graded", BROWN: "graded"}
+    assert (float(table[ASH]["total"]), float(table[ASH]["out_of"])) == (tests, question)
+    lost = float(table[BROWN]["total"])
+    assert 0 < lost < tests
+    assert f'"Ash, Alice","","","{ASH}","",{tests:g}\n' in first["canvas.csv"]
+    assert f'"Brown, Bob","","","{BROWN}","",{lost:g}\n' in first["canvas.csv"]
+    assert f'"alice@example.org",{tests:g}\n' in first["moodle.csv"]
+    assert f"{tests:g} of {question:g} points, and" in text_of(first[f"feedback/{ASH}/elbo/elbo.html"])
+
+
+@needs_sandbox
+def test_guide_brings_marks_into_feedback_and_exports(guided):
+    _, (first, second) = guided
+    total = sum(AUTOGRADED["elbo"].values()) + 1.5
+    page = f"feedback/{ASH}/elbo/elbo.html"
+    assert COMMENT not in first[page]
+    assert COMMENT in second[page]
+    assert f"{total:g} of {sum(POINTS['elbo'].values()):g} points" in text_of(second[page])
+    assert points_in(second["points.csv"])[ASH]["total"] == f"{total:g}"
+    assert f",{total:g}\n" in second["canvas.csv"]
+    assert f'"alice@example.org",{total:g}\n' in second["moodle.csv"]
+    assert second[f"feedback/{BROWN}/elbo/elbo.html"] == first[f"feedback/{BROWN}/elbo/elbo.html"]
+
+
+@needs_sandbox
+def test_guide_with_nbgrader_alone(guided):
+    """Its last commands: the same points, and the mark that was given before."""
+    course, (_, second) = guided
+    for student in (ASH, BROWN):
+        page = (course / "feedback" / student / "elbo" / "elbo.html").read_text()
+        assert page != second[f"feedback/{student}/elbo/elbo.html"]
+        assert "HIDDEN" not in page
+    with open(course / "grades.csv", newline="") as file:
+        scores = {row["student_id"]: float(row["score"]) for row in csv.DictReader(file)}
+    table = points_in(second["points.csv"])
+    assert scores == {student: float(row["total"]) for student, row in table.items()}
+    assert marked_by_hand(course, ASH) == 1.5  # though graded again
