@@ -211,14 +211,20 @@ class Sandbox:
                 command += ["--ro-bind", str(path), str(path)]
         for name in ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d"):
             command += ["--ro-bind-try", name, name]
+        command += ["--size", str(scratch), "--tmpfs", "/tmp"]
+        # An environment below /tmp stands in a read-only folder there, which nobody can move away.
+        below = sorted({f"/tmp/{prefix.parts[2]}" for prefix in prefixes if prefix.is_relative_to("/tmp")})
+        for folder in below:
+            command += ["--tmpfs", folder]
         for prefix in sorted(prefixes):
             if not prefix.is_relative_to("/usr"):
                 command += ["--ro-bind", str(prefix), str(prefix)]
+        for folder in below:
+            command += ["--remount-ro", folder]
         installed = Path(aecourse.__file__).resolve().parent
         if any(installed.is_relative_to(prefix) for prefix in {*prefixes, Path("/usr")}):
             command += ["--ro-bind", f"{self.folder.name}/aecourse", str(installed)]  # not the references
-        command += ["--ro-bind", self.folder.name, HERE, "--size", str(scratch), "--tmpfs", "/tmp"]
-        command += ["--remount-ro", "/", "--chdir", "/tmp"]
+        command += ["--ro-bind", self.folder.name, HERE, "--remount-ro", "/", "--chdir", "/tmp"]
         for name, value in settings.items():
             command += ["--setenv", name, value]
         return command
