@@ -145,17 +145,17 @@ def test_a_new_submission_is_graded_and_the_others_are_not(class_of_ten):
 
 
 def kill(process: subprocess.Popen, whom: str) -> None:
-    """Kill the coordinator, one of its workers, or the whole process group, without warning."""
+    """Kill the coordinator, one of its workers, or the whole process group, without warning; or type Ctrl-C."""
     if whom == "worker":
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
     elif whom == "coordinator":
         process.kill()
     else:
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGINT if whom == "Ctrl-C" else signal.SIGKILL)
 
 
-@pytest.mark.parametrize("whom", ["coordinator", "worker", "group"])
+@pytest.mark.parametrize("whom", ["coordinator", "worker", "group", "Ctrl-C"])
 def test_a_killed_run_loses_nothing_and_grades_nothing_twice(tmp_path, whom):
     course = course_with(tmp_path, {f"student-{i}": solved("elbo") for i in range(6)})
     verdicts = course / ".aecourse" / "elbo" / "verdicts"
@@ -171,6 +171,9 @@ def test_a_killed_run_loses_nothing_and_grades_nothing_twice(tmp_path, whom):
     status = process.wait(timeout=120)
     if whom == "worker":
         assert status == 0  # the run itself goes on
+    if whom == "Ctrl-C":
+        assert status == 130
+        assert len(list(verdicts.glob("*.json"))) < 6  # it did not go on to the end
     assert not list(course.rglob("*.half")) or whom != "worker"
     for text in kept.values():
         json.loads(text)  # whole
