@@ -145,7 +145,7 @@ def test_a_new_submission_is_graded_and_the_others_are_not(class_of_ten):
 
 
 def kill(process: subprocess.Popen, whom: str) -> None:
-    """Kill the coordinator, one of its workers, or the whole process group, without warning; or type Ctrl-C."""
+    """Kill the coordinator, one of its workers or the whole process group without warning; or type Ctrl-C."""
     if whom == "worker":
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
