@@ -167,7 +167,7 @@ def warm_up(imports: list[str]):
     with torch.no_grad():  # a backward pass would start a thread
         torch.distributions.Normal(0.0, 1.0).log_prob(torch.randn(2, 2) @ torch.ones(2, 2))
     torch.testing.assert_close(torch.ones(1), torch.ones(1))  # what it imports, a gradient does, too
-    for name in imports:
+    for name in ("torch.nested._internal.nested_tensor", *imports):  # the first: for the first gradient
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     HistoryManager.enabled = False  # a database and a thread
