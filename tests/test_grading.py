@@ -209,3 +209,16 @@ def test_unsafe_has_limits_all_the_same(name, surroundings, tmp_path):
     verdict = worker.grade(Bundle(NAME, "good", SHORT, next_notebook(), sandbox="unsafe"))
     assert all(test["points"] == test["out_of"] for test in verdict["tests"])
     worker.close()
+
+
+def test_an_environment_below_tmp_is_there_and_stays(monkeypatch, tmp_path):
+    """It is bound over the empty /tmp, and the folder that holds it is closed after that."""
+    monkeypatch.setattr(sys, "prefix", "/tmp/clone/.venv")
+    sandbox = Sandbox.__new__(Sandbox)
+    sandbox.folder = type("Folder", (), {"name": str(tmp_path)})
+    command = " ".join(sandbox._bubblewrap({}, 1))
+    places = [
+        command.index(words)
+        for words in ("--tmpfs /tmp ", "--ro-bind /tmp/clone/.venv ", "--remount-ro /tmp/clone ")
+    ]
+    assert places == sorted(places)
