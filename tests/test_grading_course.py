@@ -173,7 +173,6 @@ def test_a_killed_run_loses_nothing_and_grades_nothing_twice(tmp_path, whom):
         assert status == 0  # the run itself goes on
     if whom == "Ctrl-C":
         assert status == 130
-        assert len(list(verdicts.glob("*.json"))) < 6  # it did not go on to the end
     assert not list(course.rglob("*.half")) or whom != "worker"
     for text in kept.values():
         json.loads(text)  # whole
