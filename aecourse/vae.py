@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from aecourse.bounds import Loss, elbo, free_bits, iwae_bound
 from aecourse.contracts import check_finite, check_shapes, check_unit_interval
+from aecourse.distributed import standard_normal
 from aecourse.likelihoods import (
     bernoulli_log_likelihood,
     categorical_log_likelihood,
@@ -56,7 +57,7 @@ def reparameterize(mean: Tensor, logvar: Tensor, samples: int | None = None) -> 
         ``(samples, batch, k)``, or without ``samples`` one draw per example, ``(batch, k)``.
     """
     shape = mean.shape if samples is None else (samples, *mean.shape)
-    noise = torch.randn(shape, dtype=mean.dtype, device=mean.device)
+    noise = standard_normal(shape, like=mean, batch_dim=0 if samples is None else 1)
     return mean + torch.exp(0.5 * logvar) * noise
 
 
