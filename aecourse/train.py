@@ -320,7 +320,7 @@ class _Watch:
         finite = torch.isfinite(torch.stack(self.losses)).cpu()
         first = (~finite.all(dim=1)).nonzero()[:1].flatten().tolist()
         mine = [(step, finite[step].tolist(), float(self.losses[step][0])) for step in first]
-        steps = sum(self.team.gather(mine), [])
+        steps = [entry for entries in self.team.gather(mine) for entry in entries]
         if not steps:
             return
         step, fine, total = min(steps)
@@ -390,9 +390,7 @@ def _players(model: nn.Module, names: Iterable[str]) -> dict[str, list[nn.Parame
         players[name] = [p for p in modules[name].parameters() if p.requires_grad]
         for parameter in players[name]:
             if (other := owners.setdefault(parameter, name)) != name:
-                raise ValueError(
-                    f"own names {other!r} and {name!r}, which share parameters: each has one loss."
-                )
+                raise ValueError(f"own names {other!r} and {name!r}, which share a parameter: whose is it?")
     return {**players, "": [p for p in model.parameters() if p.requires_grad and p not in owners]}
 
 
@@ -411,14 +409,8 @@ def _backward_of_each(players: dict[str, list[nn.Parameter]], loss: Loss) -> Non
         if own.requires_grad:
             own.backward(inputs=parameters, retain_graph=name != "")
         if all(parameter.grad is None for parameter in parameters):
-            whose = (
-                f"The own loss of {name!r} does not depend on its"
-                if name
-                else "The total depends on no other"
-            )
-            raise ValueError(
-                f"{whose} parameters, so there is no gradient: was something detached too early?"
-            )
+            which = f"own[{name!r}] does not depend on its player's" if name else "total depends on no other"
+            raise ValueError(f"The loss's {which} parameters: there is no gradient. Is something detached?")
 
 
 def _parameter_groups(model: nn.Module) -> list[dict]:
@@ -436,9 +428,7 @@ def _parameter_groups(model: nn.Module) -> list[dict]:
             if parameter not in names:
                 raise ValueError("parameter_groups holds a parameter that is not one of the model's.")
             if parameter in grouped:
-                raise ValueError(
-                    f"parameter_groups has {names[parameter]} twice: each is in one group at most."
-                )
+                raise ValueError(f"parameter_groups has {names[parameter]} twice, but once is allowed.")
             grouped.add(parameter)
         if not groups[-1]["lr_scale"] > 0:
             raise ValueError(f"lr_scale is {groups[-1]['lr_scale']} but must be positive.")
