@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ class Team:
         return nullcontext() if self.size == 1 else _SharedNoise(self)
 
     def draw(self, function: Callable[..., Tensor], size: Sequence[int], batch_dim: int | None, **kwargs):
-        """This process's part of noise that every process draws whole: ``function(size, generator=...)``.
+        """This process's part of noise that every process draws whole: ``function(size=..., generator=...)``.
 
         Raises:
             ValueError: dimension ``batch_dim`` is not as long as this process's part of the batch.
@@ -99,7 +100,7 @@ class Team:
         device = kwargs.pop("device", None) or torch.get_default_device()
         kwargs |= {"device": self.generator.device, "generator": self.generator}
         if batch_dim is None or not size:
-            return function(size, **kwargs).to(device)
+            return function(size=size, **kwargs).to(device)
         if size[batch_dim] != rows:
             raise ValueError(
                 f"Noise of shape {tuple(size)} was drawn where several processes share that of a batch, but "
@@ -108,7 +109,7 @@ class Team:
                 "None for noise that belongs to no example; or pass a generator of your own."
             )
         size[batch_dim] = self.whole
-        return function(size, **kwargs).index_select(batch_dim, self._places()).to(device)
+        return function(size=size, **kwargs).index_select(batch_dim, self._places()).to(device)
 
     def order(self, count: int, **kwargs) -> Tensor:
         """The order of this process's examples in a random order of the whole batch."""
@@ -227,8 +228,8 @@ class _SharedNoise(TorchFunctionMode):
             return target.copy_(self.team.draw(filled, target.shape, 0, device=target.device))
         if function in self.LIKE:
             like, *args = args
-            function, args = self.LIKE[function], [*args, like.shape]
-            kwargs = {"dtype": like.dtype, "device": like.device, **kwargs}
+            function = self.LIKE[function]
+            kwargs = {"size": like.shape, "dtype": like.dtype, "device": like.device, **kwargs}
             kwargs.pop("memory_format", None)
         elif function not in self.LIKE.values():
             return function(*args, **kwargs)
@@ -238,4 +239,4 @@ class _SharedNoise(TorchFunctionMode):
             *args, size = args
         else:
             args, size = (), args
-        return self.team.draw(lambda whole, **options: function(*args, whole, **options), size, 0, **kwargs)
+        return self.team.draw(partial(function, *args), size, 0, **kwargs)

@@ -423,6 +423,8 @@ def _parameter_groups(model: nn.Module) -> list[dict]:
     for group in model.parameter_groups() if hasattr(model, "parameter_groups") else []:
         if unknown := [key for key in group if key not in GROUP_SETTINGS]:
             raise ValueError(f"parameter_groups has the setting {unknown[0]!r} but knows {GROUP_SETTINGS}.")
+        if "params" not in group:
+            raise ValueError("parameter_groups has a group without 'params', the list of its parameters.")
         groups.append({"lr_scale": 1.0, **group, "params": [*group["params"]]})
         for parameter in groups[-1]["params"]:
             if parameter not in names:
