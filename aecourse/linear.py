@@ -358,7 +358,7 @@ class PPCA(NamedTuple):
 
     def _precision(self) -> Tensor:
         """``(k, k)``, M = W'W + variance I."""
-        identity = torch.eye(self.weight.shape[1]).to(self.weight)
+        identity = torch.eye(self.weight.shape[1], device=self.weight.device).to(self.weight)
         return self.weight.T @ self.weight + self.variance * identity
 
 
@@ -514,7 +514,7 @@ class LinearVAE(nn.Module):
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         """Draw z from the prior and return the mean of p(x|z), ``(count, D)``."""
-        return self.decode(torch.randn(count, self.latent_dim).to(self.offset))
+        return self.decode(torch.randn(count, self.latent_dim, device=self.offset.device).to(self.offset))
 
     @torch.no_grad()
     def ppca(self) -> PPCA:
@@ -647,7 +647,7 @@ class LogisticPCA(NamedTuple):
         value = self.objective(x, z)
         # The Hessians of all examples in one product: sum_d p_d (1 - p_d) w_d w_d' + ridge I.
         outer = (weight.unsqueeze(2) * weight.unsqueeze(1)).flatten(1)
-        ridge = self.ridge * torch.eye(code_dim).to(weight)
+        ridge = self.ridge * torch.eye(code_dim, device=weight.device).to(weight)
         rounding = 4 * torch.finfo(x.dtype).eps * value
         for _ in range(steps):
             p = self.decode(z)

@@ -421,7 +421,7 @@ class VAE(nn.Module):
         if steps < 2:
             raise ValueError(f"steps is {steps} but must be at least 2: both ends are shown.")
         start, end = self.encode(x0, labels)[0], self.encode(x1, labels)[0]
-        weights = torch.linspace(0, 1, steps).tolist()
+        weights = torch.linspace(0, 1, steps, device="cpu").tolist()
         return torch.stack([self.decode(torch.lerp(start, end, weight), labels) for weight in weights])
 
     @torch.no_grad()
