@@ -868,6 +868,7 @@ def test_the_settings_of_the_machine_are_left_as_they_were(images):
 TEAM = """
 import json, os, sys, torch
 from aecourse import VAE, LinearAutoencoder, data, fit
+from aecourse.bounds import Loss
 torch.set_num_threads(1)
 kind, folder, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
 images = torch.load(folder + "/images.pt")
@@ -877,7 +878,15 @@ if kind == "linear":
     model, images = LinearAutoencoder(16, 3), images.flatten(1)
 elif kind == "players":
     from test_players import Grouped
-    model, images = Grouped(seed), images.flatten(1)[:, :6]
+    images = images.flatten(1)[:, :6]
+    def players(seed):
+        model = Grouped(seed)
+        model.never, model.sometimes = torch.nn.Linear(2, 2), torch.nn.Linear(1, 1)
+        groups = model.parameter_groups()
+        groups.append({"params": model.never.parameters(), "weight_decay": 0.1})
+        model.parameter_groups = lambda: groups
+        return model
+    model = players(seed)
 elif kind == "samples":
     model = VAE.mlp((1, 4, 4), 2, hidden=(8,), samples=8)  # as many as each process has examples
 else:
@@ -886,16 +895,35 @@ calls, plain = 0, model.loss
 def loss(batch):
     global calls
     calls += 1
+    if kind == "players" and os.environ.get("RANK") == "1":
+        # Of one parameter only this process has a gradient.
+        loss = plain(batch)
+        return Loss(loss.total + model.sometimes.weight.sum(), loss.parts, loss.own)
     if kind == "nan" and calls == 6 and os.environ.get("RANK") == "1":
         batch = batch * float("nan")
     if kind == "killed" and calls == 6:
         os._exit(9)
     return plain(batch)
 model.loss = loss
-kind_is_checkpointed = kind in ("killed", "resumed")
-history = fit(model, images, epochs=epochs, batch_size=16, lr=3e-3, device="cpu", progress=False,
-    checkpoint=folder + "/team.pt" if kind_is_checkpointed else None,
-    checkpoint_steps=2 if kind_is_checkpointed else None)
+options = {"epochs": epochs, "batch_size": 16, "lr": 3e-3, "device": "cpu", "progress": False}
+if kind in ("killed", "resumed") or kind == "players" and "RANK" in os.environ:
+    options |= {"checkpoint": folder + "/team.pt", "checkpoint_steps": 2}
+if kind == "players" and "RANK" in os.environ:
+    # Interrupted in the second epoch; a model with other weights goes on.
+    plain_after_step, steps = model.after_step, 0
+    def after_step():
+        global steps
+        steps += 1
+        if steps == 7:
+            raise KeyboardInterrupt
+        plain_after_step()
+    model.after_step = after_step
+    try:
+        fit(model, images, **options)
+    except KeyboardInterrupt:
+        model = players(5)
+        plain, model.loss = model.loss, loss
+history = fit(model, images, **options)
 with open(f"{folder}/{kind}-{os.environ.get('RANK', 'alone')}.json", "w") as file:
     json.dump([history.train, {n: w.tolist() for n, w in model.state_dict().items()}], file)
 """
@@ -935,6 +963,9 @@ def test_two_processes_train_as_one_does(images, tmp_path, kind):
         assert first[0][name] == second[0][name] == pytest.approx(curve, rel=1e-5)
     for name, weight in alone[1].items():
         assert first[1][name] == second[1][name]
+        if name == "sometimes.weight":
+            assert first[1][name] != weight
+            continue
         torch.testing.assert_close(torch.tensor(first[1][name]), torch.tensor(weight), rtol=1e-3, atol=1e-4)
 
 
