@@ -1,12 +1,15 @@
 """The ``aecourse`` command."""
 
 import argparse
+import inspect
 import json
 import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from aecourse.models import MODELS
 
 PACKAGES = (
     "torch torchvision numpy matplotlib scikit-learn scikit-image ipywidgets anywidget safetensors "
@@ -61,14 +64,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-# What each model of ``aecourse train`` takes besides the options that all of them have.
-MODELS = {
-    "autoencoder": {"output", "error"},
-    "sparse": {"output", "error", "penalty", "weight", "rho", "k"},
-    "denoising": {"output", "error", "sigma"},
-    "contractive": {"output", "error", "weight"},
-    "vae": {"likelihood", "variance", "beta", "free_bits", "samples", "bound", "gradient"},
+# The models of ``aecourse train``: "sparse" is the SparseAutoencoder. Linear ones have their closed forms.
+TRAINABLE = {
+    (name.removesuffix("Autoencoder").removesuffix("VAE") or name).lower(): name
+    for name, module in MODELS.items()
+    if module != "linear"
 }
+# Options that only some models have: those that the class itself takes.
+NUMBERS = ("beta", "free-bits", "weight", "rho", "sigma")
+COUNTS = ("samples", "k", "levels")
+NAMES = ("likelihood", "bound", "gradient", "output", "error", "penalty")
+OF_MODELS = {name.replace("-", "_") for name in (*NUMBERS, *COUNTS, *NAMES, "variance")}
 NETWORKS = {"mlp": {"hidden"}, "conv": {"channels", "hidden"}, "residual": {"channels", "hidden"}}
 
 
@@ -82,7 +88,7 @@ def _add_train(commands) -> None:
         "--nproc-per-node 2 -m aecourse.cli train ...",
         argument_default=argparse.SUPPRESS,
     )
-    command.add_argument("model", choices=MODELS)
+    command.add_argument("model", choices=TRAINABLE)
     command.add_argument("--folder", type=Path, required=True, help="for checkpoint.pt and history.json")
     command.add_argument("--data", default=None, help="digits, faces, mnist, ... (default: as the chapters)")
     command.add_argument("--network", choices=NETWORKS, default="mlp")
@@ -108,17 +114,14 @@ def _add_train(commands) -> None:
         "--binarize", action="store_true", default=False, help="draw binary images anew each time"
     )
     loop.add_argument(
-        "--warmup", type=int, default=0, metavar="STEPS", help="of the weight of the KL, vae only"
+        "--warmup", type=int, default=0, metavar="STEPS", help="of the weight of the KL, where there is one"
     )
     loop.add_argument("--quiet", action="store_true", default=False, help="no progress bar")
 
     model = command.add_argument_group("model", "see the class for meanings and defaults")
-    for name in ("beta", "free-bits", "weight", "rho", "sigma"):
-        model.add_argument(f"--{name}", type=float)
-    for name in ("samples", "k"):
-        model.add_argument(f"--{name}", type=int)
-    for name in ("likelihood", "bound", "gradient", "output", "error", "penalty"):
-        model.add_argument(f"--{name}")
+    for names, kind in ((NUMBERS, float), (COUNTS, int), (NAMES, str)):
+        for name in names:
+            model.add_argument(f"--{name}", type=kind)
     model.add_argument("--variance", type=_number_or_name, help="a number, learned, per_pixel or optimal")
 
 
@@ -230,20 +233,17 @@ def train(options: argparse.Namespace) -> dict:
     """
     import torch
 
-    from aecourse import autoencoders, data, fit
+    import aecourse
+    from aecourse import data, fit
     from aecourse.bounds import linear_annealing
-    from aecourse.vae import VAE
 
-    classes = {
-        "autoencoder": autoencoders.Autoencoder,
-        "sparse": autoencoders.SparseAutoencoder,
-        "denoising": autoencoders.DenoisingAutoencoder,
-        "contractive": autoencoders.ContractiveAutoencoder,
-        "vae": VAE,
-    }
+    model_class = getattr(aecourse, TRAINABLE[options.model])
     given = vars(options)
-    allowed = MODELS[options.model] | NETWORKS[options.network]
-    known = set().union(*MODELS.values(), *NETWORKS.values())
+    parameters = {
+        name for base in model_class.__mro__[:-2] for name in inspect.signature(base.__init__).parameters
+    }
+    allowed = (parameters & OF_MODELS) | NETWORKS[options.network]
+    known = OF_MODELS.union(*NETWORKS.values())
     if extra := sorted((known - allowed) & given.keys()):
         raise ValueError(
             f"--{extra[0].replace('_', '-')} is no option of {options.model} with --network "
@@ -251,7 +251,7 @@ def train(options: argparse.Namespace) -> dict:
         )
     beta = None
     if options.warmup:
-        if options.model != "vae":
+        if "beta" not in allowed:
             raise ValueError(f"--warmup is no option of {options.model}: it has no KL to weigh.")
         final = given.get("beta", 1.0)
 
@@ -259,13 +259,17 @@ def train(options: argparse.Namespace) -> dict:
             return final * linear_annealing(step, 0, options.warmup)
 
     images = data.load(options.data)
-    torch.manual_seed(options.seed)
-    build = getattr(classes[options.model], options.network)
     settings = {name: given[name] for name in sorted(allowed & given.keys())}
-    model = build(images.image_shape, options.code_dim, **settings)
+    labels = {}
+    if "classes" in parameters:  # a model of images given their labels
+        settings["classes"] = int(images.train_labels.max()) + 1
+        labels = {"labels": images.train_labels, "test_labels": images.test_labels}
+    torch.manual_seed(options.seed)
+    model = model_class.build(options.network, images.image_shape, options.code_dim, **settings)
     history = fit(
         model,
         images.train,
+        **labels,
         epochs=options.epochs,
         batch_size=options.batch_size,
         lr=options.lr,

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aecourse.contracts import check_finite, check_shapes
-from aecourse.evaluate import check_labels
+from aecourse.contracts import check_count, check_finite, check_labels, check_shapes
 
 
 def beta_vae_score(
@@ -259,11 +258,7 @@ def _check_codes(codes: Tensor, factors: Tensor, **counts: int) -> tuple[np.ndar
         raise ValueError(f"factors has shape {tuple(factors.shape)} but needs (N, f) = ({len(codes)}, f).")
     check_labels("factors", factors, (len(codes), factors.shape[1] if isinstance(factors, Tensor) else 1))
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r} but must be a whole number.")
-        least = {"votes": 30, "bins": 2, "batch_size": 2}.get(name, 1)
-        if value < least:
-            raise ValueError(f"{name} is {value} but must be at least {least}.")
+        check_count(name, value, least={"votes": 30, "bins": 2, "batch_size": 2}.get(name, 1))
     if codes.numel() == 0 or factors.numel() == 0:
         raise ValueError(
             f"codes has shape {tuple(codes.shape)} and factors {tuple(factors.shape)}: nothing in them."

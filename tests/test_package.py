@@ -15,15 +15,18 @@ CORE = {"aecourse", "numpy", "torch", "tqdm"}
 
 # A module may import those it is listed with and nothing else of the course: the chapters' order.
 MAY_IMPORT = {
+    "models": set(),
     "contracts": set(),
-    "likelihoods": {"contracts"},
+    "distributed": set(),
+    "likelihoods": {"contracts", "distributed"},
     "bounds": {"contracts"},
     "nets": {"contracts"},
     "mixtures": {"contracts"},
     "gradients": {"contracts", "bounds", "likelihoods"},
     "linear": {"contracts", "bounds", "likelihoods"},
     "autoencoders": {"contracts", "bounds", "likelihoods", "nets"},
-    "vae": {"contracts", "bounds", "gradients", "likelihoods", "nets"},
+    "vae": {"contracts", "bounds", "likelihoods", "nets"},
+    "iwae": {"bounds", "distributed", "gradients", "vae"},
     "inference": {"contracts", "bounds", "evaluate", "likelihoods", "linear", "mixtures"},
     "evaluate": {"contracts", "bounds", "likelihoods"},
     "disentanglement": {"contracts", "evaluate"},
@@ -31,11 +34,14 @@ MAY_IMPORT = {
     "downloads": set(),
     "data": {"contracts", "downloads", "mixtures", "sprites"},
     "checkpoint": set(),
-    "distributed": set(),
     "train": {"bounds", "checkpoint", "distributed"},
-    "pyro_vae": {"vae"},
+    "pyro_vae": {"likelihoods", "vae"},
     "plots": {"contracts", "train", "vae"},
 }
+
+# A further model is made of the parts above, and of no other further model.
+PARTS = {"contracts", "distributed", "likelihoods", "bounds", "nets", "gradients", "vae"}
+MAY_IMPORT |= {f"zoo/{path.stem}": PARTS for path in (REPOSITORY / "aecourse" / "zoo").glob("[!_]*.py")}
 
 PACKAGES = ("aecourse.checks", "aecourse.grading")
 
