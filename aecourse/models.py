@@ -1,5 +1,4 @@
-"""Every model and its module: the package's names, ``aecourse train``, the bans of the assignments and the tests
-all go by this list."""
+"""Every model and its module: what the package, ``aecourse train``, the assignments' bans and the tests go by."""
 
 MODELS = {
     "Autoencoder": "autoencoders",
