@@ -1,4 +1,4 @@
-"""Every model and its module: what the package, ``aecourse train``, the assignments' bans and the tests go by."""
+"""Every model and its module: the package, the command line, the assignments' bans and tests go by this."""
 
 MODELS = {
     "Autoencoder": "autoencoders",
