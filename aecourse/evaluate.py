@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from aecourse.bounds import log_mean_exp
 from aecourse.contracts import check_count, check_finite, check_labels, check_shapes
-from aecourse.likelihoods import gaussian_kl_per_dimension, gaussian_log_density
+from aecourse.likelihoods import gaussian_kl_per_dimension, gaussian_log_density, reparameterize
 
 
 class Estimate(NamedTuple):
@@ -303,7 +303,7 @@ def mutual_information(mean: Tensor, logvar: Tensor, *, chunk: int = 1000) -> Es
     # The squares of all pairs are multiplied out into matrix products; double precision keeps what
     # cancels between them.
     mean, logvar = mean.double(), logvar.double()
-    z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+    z = reparameterize(mean, logvar)
     precision = torch.exp(-logvar)
     scaled = mean * precision
     constant = -0.5 * (math.log(2 * math.pi) + logvar + mean * scaled).sum(dim=1)

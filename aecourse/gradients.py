@@ -18,6 +18,7 @@ from torch import Tensor
 
 from aecourse.bounds import iwae_bound
 from aecourse.contracts import check_shapes
+from aecourse.likelihoods import reparameterize
 
 
 def pathwise_gradient(
@@ -215,7 +216,7 @@ def log_weights(
     Source: Burda, Grosse & Salakhutdinov (2016), section 3.
     """
     _check_weights(log_joint, mean, logvar, eps)
-    z = mean + torch.exp(0.5 * logvar) * eps
+    z = reparameterize(mean, logvar, noise=eps)
     # (z - mean) / std is the noise: log q needs no subtraction, which would lose digits.
     log_q = -0.5 * (math.log(2 * math.pi) + logvar + eps.square()).sum(dim=-1)
     return _call_joint(log_joint, z) - beta * log_q
@@ -246,7 +247,7 @@ def path_log_weights(
     Source: Roeder, Wu & Duvenaud (2017); the bias with several samples, Tucker et al. (2019).
     """
     _check_weights(log_joint, mean, logvar, eps)
-    return _path_log_weights(log_joint, mean, logvar, mean + torch.exp(0.5 * logvar) * eps, beta)
+    return _path_log_weights(log_joint, mean, logvar, reparameterize(mean, logvar, noise=eps), beta)
 
 
 def dreg_bound(
@@ -282,7 +283,7 @@ def dreg_bound(
     Source: Tucker et al. (2019).
     """
     _check_weights(log_joint, mean, logvar, eps)
-    z = mean + torch.exp(0.5 * logvar) * eps
+    z = reparameterize(mean, logvar, noise=eps)
     weights = _path_log_weights(log_joint, mean, logvar, z, beta)
     # The bound sends w~ d log w / dz back to z. One factor w~ more is applied there, on the way to the
     # encoder, where it cannot reach the decoder.

@@ -14,7 +14,7 @@ from torch import Tensor
 from aecourse.bounds import elbo_from_joint
 from aecourse.contracts import check_count, check_finite, check_shapes
 from aecourse.evaluate import Estimate, evaluation_mode, importance_sampling, log_mean_weight
-from aecourse.likelihoods import gaussian_entropy, gaussian_log_likelihood
+from aecourse.likelihoods import gaussian_entropy, gaussian_log_likelihood, reparameterize
 from aecourse.linear import PPCA
 from aecourse.mixtures import GaussianMixture
 
@@ -79,7 +79,7 @@ def fit_posterior(
             bound = 0
             for _ in range(samples):
                 noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-                value = log_joint(x, q[0] + torch.exp(0.5 * q[1]) * noise)
+                value = log_joint(x, reparameterize(*q, noise=noise))
                 bound = bound + elbo_from_joint(value, gaussian_entropy(q[1])).sum() / samples
             # Gradients of q alone: backward() would add to those of the model's weights as well.
             for parameter, gradient in zip(q, torch.autograd.grad(-bound, q)):
@@ -282,7 +282,7 @@ def inference_gaps(
         for _ in range(samples):
             noise = torch.randn_like(encoded[0])
             for bound, (mean, logvar) in zip(bounds, (best, encoded)):
-                value = model.log_joint(x, mean + torch.exp(0.5 * logvar) * noise)
+                value = model.log_joint(x, reparameterize(mean, logvar, noise=noise))
                 bound += elbo_from_joint(value, gaussian_entropy(logvar)) / samples
     return InferenceGaps(log_px, bounds[0], bounds[1])
 

@@ -30,7 +30,9 @@ MIN_LOGVAR = -12.0
 VARIANCES = ("learned", "per_pixel", "optimal")
 
 
-def reparameterize(mean: Tensor, logvar: Tensor, samples: int | None = None) -> Tensor:
+def reparameterize(
+    mean: Tensor, logvar: Tensor, samples: int | None = None, noise: Tensor | None = None
+) -> Tensor:
     """Draw z ~ N(mean, diag exp logvar) so that gradients reach ``mean`` and ``logvar``.
 
     The noise is drawn apart from the parameters, so z is a differentiable function of them:
@@ -40,14 +42,16 @@ def reparameterize(mean: Tensor, logvar: Tensor, samples: int | None = None) -> 
         mean: ``(batch, k)``.
         logvar: ``(batch, k)``.
         samples: how many draws per example.
+        noise: drawn from N(0, I) elsewhere, in the shape of the result.
 
     Returns:
         ``(samples, batch, k)``, or without ``samples`` one draw per example, ``(batch, k)``.
 
     Source: Kingma & Welling (2014), section 2.4; Rezende, Mohamed & Wierstra (2014).
     """
-    leading = () if samples is None else (samples,)
-    noise = standard_normal((*leading, *mean.shape), like=mean, batch_dim=len(leading))
+    if noise is None:
+        leading = () if samples is None else (samples,)
+        noise = standard_normal((*leading, *mean.shape), like=mean, batch_dim=len(leading))
     return mean + torch.exp(0.5 * logvar) * noise
 
 
