@@ -31,59 +31,9 @@ from aecourse.checks.core import (
     values,
 )
 
-READY_MADE_KL = ("torch.distributions.kl",)
+# ---- shared by several tasks: in each list of slips the first is right
+
 READY_MADE_NOISE = ("aecourse.data.add_gaussian_noise",)
-
-# ---- the right answers, by another road than the model solution's
-
-
-def l1_sparsity(codes):
-    return F.l1_loss(codes, torch.zeros_like(codes), reduction="sum") / len(codes)
-
-
-def kl_sparsity(codes, rho):
-    rate = codes.mean(0)
-    on, off = rho * (math.log(rho) - rate.log()), (1 - rho) * (math.log1p(-rho) - torch.log1p(-rate))
-    return on.sum() + off.sum()
-
-
-def corrupt(x, sigma, generator):
-    """For sigma = 0 only: what is random is tested by its moments."""
-    return x.clone()
-
-
-def denoising_loss(model, x, sigma, generator):
-    """For sigma = 0 only."""
-    return F.mse_loss(model(x), x, reduction="sum") / len(x)
-
-
-def contractive_penalty(encoder, x):
-    """By the chain rule, for one layer: the slope of the unit's function times its weights."""
-    codes, weight = encoder(x), encoder.tensors[0]
-    if type(encoder) is parts.Mixed:
-        t = parts.Tanh(*encoder.tensors)(x)
-        inner = (1 - t**2)[:, :, None] * weight
-        mixed = inner * (1 + 0.5 * t.roll(1, 1))[:, :, None] + 0.5 * t[:, :, None] * inner.roll(1, 1)
-        return mixed.square().sum((1, 2)).mean()
-    slopes = {
-        parts.Logistic: codes * (1 - codes),
-        parts.Tanh: 1 - codes**2,
-        parts.Affine: torch.ones_like(codes),
-    }
-    return (slopes[type(encoder)] ** 2 @ (weight**2).sum(1)).mean()
-
-
-def optimal_linear_denoiser(X, sigma):
-    mean = X.mean(0)
-    scale, axes = torch.linalg.svd(X - mean)[1:]
-    variances = torch.zeros(X.shape[1], dtype=X.dtype)
-    variances[: len(scale)] = scale**2 / len(X)
-    kept = (axes.mT * variances / (variances + sigma**2)) @ axes
-    lost = (axes.mT * sigma**2 / (variances + sigma**2)) @ axes
-    return kept, lost @ mean
-
-
-# ---- the slips: what to tell, and what it leads to. The first of each list is right.
 
 # From terms (batch, units) to a number.
 TO_A_NUMBER = [
@@ -100,21 +50,53 @@ TO_A_NUMBER = [
     ("it is divided by the batch size twice", lambda t: t.sum(1).mean() / len(t)),
     ("only the first example is used", lambda t: t[0].sum()),
 ]
-# The same for errors (batch, dimensions).
-OF_ERRORS = [
-    (clause.replace("the units", "the dimensions").replace("per unit", "per dimension"), reduce)
-    for clause, reduce in TO_A_NUMBER
-]
-# From terms (units,), where the batch is gone already.
-OF_UNITS = [
-    ("", lambda t: t.sum()),
-    ("the units are averaged, not summed", lambda t: t.mean()),
-    ("one number per unit is left: the units are to be summed", lambda t: t),
-    ("a dimension of size 1 is left", lambda t: t.sum(0, keepdim=True)),
-    ("only the first unit is used", lambda t: t[0]),
-    ("only the worst unit is used", lambda t: t.max()),
-]
 HALVED = [("", 1.0), ("there is a half too many", 0.5), ("it is doubled", 2.0), ("the sign is flipped", -1.0)]
+
+# At sigma = 0 there is nothing random, so that these are ordinary slips.
+ALL_BUT_NOISE = (
+    "all is right for ordinary inputs without noise: look at what is special about these, or at the noise "
+    "(its size, where it goes, which generator it is drawn from)"
+)
+UNIFORM = "the noise is uniform: torch.rand draws from [0, 1), torch.randn from the normal distribution"
+
+
+def layer(kind, weights):
+    """A part of one layer from (out, in + 1) weights, the last column of which is the bias."""
+    return getattr(parts, kind)(weights[:, :-1], weights[:, -1])
+
+
+def weights_of(draw, k, d):
+    return torch.cat([0.9 * draw(k, d), 0.5 * draw(k, 1)], 1)
+
+
+def scalar(student: Student, result) -> str:
+    """Why a result is not one number; "" when it is."""
+    if isinstance(result, float):
+        raise Wrong(
+            f"{student.task.name}: return a tensor, not a Python number, which has lost its gradient."
+        )
+    right = isinstance(result, Tensor) and result.dim() == 0
+    return "" if right else f"expected one number, a tensor of shape (), and got {shape(result)}"
+
+
+def close(one, other) -> bool:
+    one, other = (torch.as_tensor(result).detach().to(f64) for result in (one, other))
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def line(start, stop, *size):
+    return torch.linspace(start, stop, math.prod(size)).reshape(size)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- l1_sparsity(codes): the absolute values
+
+
+def l1_sparsity(codes):
+    return F.l1_loss(codes, torch.zeros_like(codes), reduction="sum") / len(codes)
 
 
 def l1_slips(codes):
@@ -140,8 +122,86 @@ def l1_slips(codes):
     )
 
 
+def l1_cases(draw):
+    return [
+        Case("5 codes of 3 units", (draw(5, 3),)),
+        Case("a batch of one", (draw(1, 4),)),
+        Case("a single unit", (draw(4, 1),)),
+        Case("3 codes of 20 units", (draw(3, 20),)),
+    ]
+
+
+def l1_extremes(draw):
+    sparse = draw(5, 6).relu()
+    sparse[2] = 0
+    return [
+        (Case("codes with entries that are exactly 0", (sparse,)), f32, 1e-4),
+        (Case("codes with entries that are exactly 0", (sparse,)), f64, 1e-9),
+        (Case("codes of nothing but zeros", (torch.zeros(3, 2, dtype=f64),)), f64, 1e-9),
+        (Case("entries near 1e25", (1e25 * draw(3, 4),)), f32, 1e-4),
+    ]
+
+
+def l1_properties(student: Student):
+    codes = line(-2, 3, 4, 5)
+    price = student(codes)
+    yield "one number", scalar(student, price)
+    yield "finite", "" if finite(price) else "the price is not finite"
+    yield (
+        "zero for codes of zeros",
+        "" if student(torch.zeros(4, 5)) == 0 else "a code of zeros costs nothing",
+    )
+    flipped = student(-codes)
+    yield "the same when all signs are flipped", "" if close(price, flipped) else "signs should not matter"
+    why = "" if close(student(3 * codes), 3 * price) else "codes 3 times as large should cost 3 times as much"
+    yield "proportional to the codes", why
+    twice = student(torch.cat([codes, codes]))
+    why = "" if close(twice, price) else "a batch that holds each example twice has the same mean"
+    yield "the same for the batch and two copies of it", why
+
+
+L1_SPARSITY = Task(
+    name="l1_sparsity",
+    read="sparse#l1-the-price-that-still-has-a-slope",
+    reference=l1_sparsity,
+    slips=l1_slips,
+    properties=l1_properties,
+    cases=l1_cases,
+    probes=lambda draw: [Case("", (1.3 * draw(5, 3),)), Case("", (draw(4, 6),))],
+    extremes=l1_extremes,
+    differentiate=(0,),
+    hint="take the absolute value itself, not the root of a square, which has no slope at 0",
+    tests={"values": values, "gradients": gradients, "stability": stability},
+)
+
+# ---- kl_sparsity(codes, rho): the divergence of each unit's mean activity from its target
+
+READY_MADE_KL = ("torch.distributions.kl",)
+
+
+def kl_sparsity(codes, rho):
+    rate = codes.mean(0)
+    on, off = rho * (math.log(rho) - rate.log()), (1 - rho) * (math.log1p(-rho) - torch.log1p(-rate))
+    return on.sum() + off.sum()
+
+
 def bernoulli_kl(p, q):
     return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+
+# From terms (units,), where the batch is gone already.
+OF_UNITS = [
+    ("", lambda t: t.sum()),
+    ("the units are averaged, not summed", lambda t: t.mean()),
+    ("one number per unit is left: the units are to be summed", lambda t: t),
+    ("a dimension of size 1 is left", lambda t: t.sum(0, keepdim=True)),
+    ("only the first unit is used", lambda t: t[0]),
+    ("only the worst unit is used", lambda t: t.max()),
+]
+
+
+def _swapped(p, codes, dim):
+    return bernoulli_kl(codes.mean(dim), p)
 
 
 def kl_slips(codes, rho):
@@ -206,209 +266,6 @@ def kl_slips(codes, rho):
         yield clause, result if result is not None and finite(result) else None
 
 
-def _swapped(p, codes, dim):
-    return bernoulli_kl(codes.mean(dim), p)
-
-
-# At sigma = 0 there is nothing random, so that these are ordinary slips.
-ALL_BUT_NOISE = (
-    "all is right for ordinary inputs without noise: look at what is special about these, or at the noise "
-    "(its size, where it goes, which generator it is drawn from)"
-)
-
-
-def corrupt_slips(x, sigma, generator):
-    yield ALL_BUT_NOISE, x
-    yield "x is lost: the noise is to be added to it", torch.zeros_like(x)
-    yield "x is clipped to [0, 1]", x.clamp(0, 1)
-    yield "x is clipped to [-1, 1]", x.clamp(-1, 1)
-    yield "x is standardised", (x - x.mean()) / x.std()
-    yield "the mean is subtracted from x", x - x.mean(0)
-
-
-def loss_slips(model, x, sigma, generator):
-    out = model(x)
-    d = x.shape[1]
-    formulas = [
-        (ALL_BUT_NOISE, (out - x) ** 2),
-        ("the difference is not squared", (out - x).abs()),
-        ("the difference is not squared", out - x),
-        ("the norm is not squared", (out - x).norm(dim=1)[:, None] / d * torch.ones_like(x)),
-        ("the output is compared with the noise, or added to its input: it is to be x itself", out**2),
-        ("the model is given the noise alone", (model(torch.zeros_like(x)) - x) ** 2),
-        ("the model is used twice", (model(out) - x) ** 2),
-        ("the output is compared with another output, or the input with x", (x - x) ** 2),
-        ("it is the cross-entropy, not the squared error", -(x * out.log() + (1 - x) * (1 - out).log())),
-    ]
-    for clauses, result in spread(formulas, OF_ERRORS, HALVED):
-        several = len(clauses) > 1  # then the noise is not all that is wrong
-        kept = tuple(clause for clause in clauses if not (several and clause == ALL_BUT_NOISE))
-        yield kept, result if result is not None and finite(result) else None
-    yield "the root of the mean is taken", ((out - x) ** 2).sum(1).mean().sqrt()
-
-
-def contractive_slips(encoder, x):
-    def one(example):
-        return encoder(example[None])[0]
-
-    j, codes, weight = torch.vmap(torch.func.jacrev(one))(x), encoder(x), encoder.tensors[0]
-    n = len(j)
-    square = j**2
-
-    def formulas():
-        yield "", square.sum((1, 2))
-        yield "the Frobenius norm is not squared", square.sum((1, 2)).sqrt()
-        yield "the derivatives are not squared", j.abs().sum((1, 2))
-        yield "the derivatives are not squared", j.sum((1, 2))
-        yield "the sum of the derivatives is squared, not each of them", j.sum((1, 2)) ** 2
-        yield "the derivative is that of the sum over the units, in which they mix", j.sum(1).pow(2).sum(1)
-        yield "the derivative is that of the mean over the units", j.mean(1).pow(2).sum(1)
-        yield "the derivatives are summed over the input before they are squared", j.sum(2).pow(2).sum(1)
-        yield "only the first unit is differentiated", square[:, 0].sum(1)
-        yield "only the last unit is differentiated", square[:, -1].sum(1)
-        yield "only the derivatives by the first input are used", square[:, :, 0].sum(1)
-        yield "only the diagonal of the Jacobian is used", square.diagonal(dim1=1, dim2=2).sum(1)
-        yield "the mean runs over the units, not the sum", square.sum(2).mean(1)
-        yield "the mean runs over the inputs, not the sum", square.mean(2).sum(1)
-        yield "the mean runs over all entries of the Jacobian, not the sum", square.mean((1, 2))
-        yield "the largest singular value stands for all", torch.linalg.matrix_norm(j, 2) ** 2
-        yield "the singular values are summed, not their squares", torch.linalg.svdvals(j).sum(1)
-        yield "the Jacobian is averaged over the batch before it is squared", j.mean(0).pow(2).sum().expand(n)
-        yield "the Jacobian is divided by the batch size before it is squared", square.sum((1, 2)) / n**2
-        yield "the Jacobian of the first example serves for all", square[0].sum().expand(n)
-        yield "the square is taken twice", square.pow(2).sum((1, 2))
-        yield "it is the size of the code, not of its slopes", codes.pow(2).sum(1)
-        yield "it is the size of the weights, not of the slopes", weight.pow(2).sum().expand(n)
-        bends = codes * (1 - codes)
-        yield "the slope of the sigmoid is used for every encoder", bends**2 @ (weight**2).sum(1)
-        yield "the slope of the sigmoid is used, and not squared", bends @ (weight**2).sum(1)
-        yield (
-            "the weights are missing: h (1 - h) is the slope by the unit's input, not by x",
-            bends.pow(2).sum(1),
-        )
-        yield (
-            "1 - h^2, the slope of tanh, is used for every encoder",
-            (1 - codes**2) ** 2 @ (weight**2).sum(1),
-        )
-
-    reductions = [
-        ("", lambda t: t.mean()),
-        ("the batch is summed, not averaged", lambda t: t.sum()),
-        ("the mean over the batch is missing: one number per example is left", lambda t: t),
-        ("a dimension of size 1 is left", lambda t: t.mean(0, keepdim=True)),
-        ("it is divided by the batch size twice", lambda t: t.mean() / n),
-    ]
-    scales = [("", 1.0), ("there is a half too many", 0.5), ("the sign is flipped", -1.0)]
-    yield from spread(formulas(), reductions, scales)
-    yield "the root is taken of the mean over the batch", square.sum((1, 2)).mean().sqrt()
-    yield "the root is taken of the sum over the batch", square.sum().sqrt()
-    yield "the Jacobian is that of the sum over the batch, squared too late", j.sum(0).pow(2).sum()
-
-
-def denoiser_slips(X, sigma):
-    n, d = X.shape
-    mean, eye = X.mean(0), torch.eye(d, dtype=X.dtype)
-    centred = X - mean
-    cov, second = centred.mT @ centred / n, X.mT @ X / n
-    spreads = cov.diagonal().sqrt()
-    covariances = [
-        ("", cov),
-        ("the covariance is divided by N - 1, not by N", cov * n / max(n - 1, 1)),
-        ("the covariance is not divided by N, or sigma^2 is", cov * n),
-        ("the covariance is divided by D, not by N", cov * n / d),
-        ("the data are not centred before the covariance is taken", second),
-        ("the data are not centred, and N is missing", second * n),
-        ("only the variances are used: the dimensions vary together", cov.diagonal().diag()),
-        ("the correlations are used, not the covariances", cov / spreads / spreads[:, None]),
-        ("one mean is taken over everything, not one per dimension", _cov(X - X.mean())),
-        ("the mean of each example is subtracted, not that of each dimension", _cov(X - X.mean(1, True))),
-    ]
-    noises = [
-        ("", sigma**2),
-        ("sigma is not squared: it is a standard deviation", sigma),
-        ("sigma is squared twice", sigma**4),
-        ("sigma is not used", 1.0),
-        ("the root of sigma is taken", math.sqrt(sigma)),
-        ("the covariance is divided by N twice, or sigma^2 is multiplied by N", sigma**2 * n),
-        ("sigma^2 is divided by D", sigma**2 / d),
-        ("sigma^2 is halved", sigma**2 / 2),
-    ]
-    maps = [
-        ("", lambda s, v: torch.linalg.solve(s + v * eye, s)),
-        (
-            "A is the part that is taken away, sigma^2 (S + sigma^2 I)^-1",
-            lambda s, v: torch.linalg.solve(s + v * eye, v * eye),
-        ),
-        (
-            "S is missing: A is the inverse of S + sigma^2 I alone",
-            lambda s, v: torch.linalg.inv(s + v * eye),
-        ),
-        ("the fraction is upside down", lambda s, v: torch.linalg.solve(s, s + v * eye)),
-        ("sigma^2 is added to all entries of S: the identity is missing", lambda s, v: _solve(s + v, s)),
-        ("sigma^2 is added to all entries of S: the identity is missing", lambda s, v: _solve(s + v, s).mT),
-        ("the division is done entry by entry", lambda s, v: s / (s + v * eye)),
-        ("the division is done entry by entry", lambda s, v: s / (s + v)),
-        ("sigma^2 is subtracted", lambda s, v: torch.linalg.solve(s - v * eye, s)),
-        ("the inverse is missing", lambda s, v: s @ (s + v * eye)),
-        ("the noise is left out of the inverse, so that nothing is removed", lambda s, v: eye),
-    ]
-    offsets = [
-        ("", lambda a: mean - a @ mean),
-        ("b is zero", lambda a: torch.zeros_like(mean)),
-        ("b is the mean itself: (I - A) is missing", lambda a: mean),
-        ("b is A times the mean, which should be subtracted", lambda a: a @ mean),
-        ("b has the wrong sign", lambda a: a @ mean - mean),
-        ("the sign of A is wrong in b", lambda a: mean + a @ mean),
-        ("b is minus A times the mean: the mean itself is missing", lambda a: -a @ mean),
-        ("b is a row, not a vector", lambda a: (mean - a @ mean)[None]),
-        ("b is a column, not a vector", lambda a: (mean - a @ mean)[:, None]),
-    ]
-    for (c1, cov_), (c2, noise), (c3, fit), (c4, offset) in product(covariances, noises, maps, offsets):
-        clauses = tuple(clause for clause in (c1, c2, c3, c4) if clause)
-        if len(clauses) > 2:
-            continue
-        try:
-            matrix = fit(cov_, noise)
-        except RuntimeError:  # singular
-            matrix = None
-        right = matrix is not None and finite(matrix)
-        yield clauses, (matrix, offset(matrix)) if right else None
-        if not clauses:
-            yield "A and b are returned in the wrong order", (offset(matrix), matrix)
-            yield "b is missing: return A and b", matrix
-            yield "the mean is returned first, as the library does: return A and b", (mean, matrix)
-
-
-def _cov(centred):
-    return centred.mT @ centred / len(centred)
-
-
-def _solve(matrix, right):
-    return torch.linalg.lstsq(matrix, right).solution
-
-
-# ---- the inputs
-
-KINDS = ("Affine", "Logistic", "Tanh")
-
-
-def layer(kind, weights):
-    """A part of one layer from (out, in + 1) weights, the last column of which is the bias."""
-    return getattr(parts, kind)(weights[:, :-1], weights[:, -1])
-
-
-def built_encoder(weights, x, kind):
-    return layer(kind, weights), x
-
-
-def built_loss(weights, x, sigma, generator, kind):
-    return layer(kind, weights), x, sigma, generator
-
-
-def weights_of(draw, k, d):
-    return torch.cat([0.9 * draw(k, d), 0.5 * draw(k, 1)], 1)
-
-
 def activities(draw, *size):
     return draw(*size, low=0.02, high=0.9)
 
@@ -418,30 +275,6 @@ def binary(draw, batch, k):
     codes = (draw(batch, k) > 0.6).to(f64)
     codes[0], codes[1] = 0, 1
     return codes
-
-
-def data_with_mean(draw, n, d):
-    return draw(n, d) @ (draw(d, d) / d**0.5) + 2 * draw(d) + 1
-
-
-def l1_cases(draw):
-    return [
-        Case("5 codes of 3 units", (draw(5, 3),)),
-        Case("a batch of one", (draw(1, 4),)),
-        Case("a single unit", (draw(4, 1),)),
-        Case("3 codes of 20 units", (draw(3, 20),)),
-    ]
-
-
-def l1_extremes(draw):
-    sparse = draw(5, 6).relu()
-    sparse[2] = 0
-    return [
-        (Case("codes with entries that are exactly 0", (sparse,)), f32, 1e-4),
-        (Case("codes with entries that are exactly 0", (sparse,)), f64, 1e-9),
-        (Case("codes of nothing but zeros", (torch.zeros(3, 2, dtype=f64),)), f64, 1e-9),
-        (Case("entries near 1e25", (1e25 * draw(3, 4),)), f32, 1e-4),
-    ]
 
 
 def kl_cases(draw):
@@ -468,68 +301,24 @@ def kl_extremes(draw):
     ]
 
 
-def corrupt_cases(draw):
-    def case(words, *size):
-        return Case(f"{words}, sigma=0", (2 * draw(*size), 0.0, draw.seed()))
-
-    return [
-        case("vectors (5, 7)", 5, 7),
-        case("images (3, 2, 4, 5)", 3, 2, 4, 5),
-        case("a batch of one", 1, 6),
-        case("one dimension (4, 1)", 4, 1),
-    ]
-
-
-def loss_cases(draw):
-    def case(words, batch, d, kind):
-        inside = draw(batch, d, low=0.05, high=0.95) if kind == "Logistic" else 1.5 * draw(batch, d)
-        arguments = (weights_of(draw, d, d), inside, 0.0, draw.seed(), kind)
-        return Case(f"{words}, sigma=0", arguments)
-
-    return [
-        case("5 examples of 3 dimensions", 5, 3, "Affine"),
-        case("4 examples of 6 dimensions", 4, 6, "Logistic"),
-        case("a batch of one", 1, 4, "Tanh"),
-        case("one dimension", 4, 1, "Affine"),
-    ]
-
-
-def contractive_cases(draw):
-    def case(words, batch, d, k, kind):
-        return Case(words, (weights_of(draw, k, d), draw(batch, d), kind))
-
-    return [
-        case("sigmoid encoder, 5 examples of 4 dimensions, 3 units", 5, 4, 3, "Logistic"),
-        case("tanh encoder, 4 examples of 3 dimensions, 6 units", 4, 3, 6, "Tanh"),
-        case("affine encoder, 6 examples of 5 dimensions, 2 units", 6, 5, 2, "Affine"),
-        case("a batch of one", 1, 4, 2, "Tanh"),
-        case("a single unit", 5, 3, 1, "Logistic"),
-        case("one dimension", 4, 1, 3, "Tanh"),
-        case("another encoder, 5 examples of 3 dimensions, 4 units", 5, 3, 4, "Mixed"),
-        Case("affine encoder, inputs near 1e8", (weights_of(draw, 3, 4), 1e8 * draw(5, 4), "Affine")),
-    ]
-
-
-def denoiser_cases(draw):
-    return [
-        Case("12 examples of 3 dimensions", (data_with_mean(draw, 12, 3), 0.7)),
-        Case("fewer examples than dimensions", (data_with_mean(draw, 4, 6), 1.6)),
-        Case("one dimension", (data_with_mean(draw, 9, 1), 0.5)),
-        Case("a single example", (data_with_mean(draw, 1, 4), 0.5)),
-        Case("40 examples of 5 dimensions, sigma=2 as an int", (data_with_mean(draw, 40, 5), 2)),
-    ]
-
-
-def denoiser_extremes(draw):
-    far = data_with_mean(draw, 20, 3) + 1e5 * torch.tensor([1.0, -2.0, 3.0], dtype=f64)
-    return [
-        (Case("data far from the origin", (far, 0.8)), f64, 1e-7),
-        (Case("data of size 0.001, sigma=0.0005", (1e-3 * data_with_mean(draw, 9, 3), 5e-4)), f64, 1e-9),
-        (Case("data of size 1000, sigma=500", (1e3 * data_with_mean(draw, 9, 3), 500.0)), f64, 1e-9),
-    ]
-
-
-# ---- tests of their own
+def kl_properties(student: Student):
+    codes = line(0.1, 0.8, 4, 5)
+    price = student(codes, 0.2)
+    yield "one number", scalar(student, price)
+    yield "finite", "" if finite(price) else "the price is not finite"
+    yield "positive", "" if price > 0 else "a divergence is positive when the activities miss the target"
+    why = "" if abs(student(torch.full((4, 5), 0.2), 0.2)) < 1e-4 else "units at the target cost nothing"
+    yield "zero at the target", why
+    by_turns = torch.tensor([[0.8, 0.0], [0.0, 0.0], [0.0, 0.5], [0.0, 0.3]])
+    why = (
+        ""
+        if abs(student(by_turns, 0.2)) < 1e-4
+        else "a unit that is active for a few examples, and at rest for the others, may be on target"
+    )
+    yield "zero where the target is met on average", why
+    twice = student(torch.cat([codes, codes]), 0.2)
+    why = "" if close(twice, price) else "a batch that holds each example twice has the same mean activity"
+    yield "the same for the batch and two copies of it", why
 
 
 def kl_stability(task: Task, student: Student, draw: Draw) -> None:
@@ -564,19 +353,76 @@ def kl_stability(task: Task, student: Student, draw: Draw) -> None:
                 )
 
 
-# What a student may have used as the standard deviation.
-STANDARD_DEVIATIONS = [
-    ("sigma is squared: it is a standard deviation already", lambda s: s**2),
-    ("sigma is taken for the variance: its root is taken", lambda s: s**0.5),
-    ("sigma is not used", lambda s: 1.0),
-    ("sigma is halved", lambda s: s / 2),
-    ("sigma is doubled", lambda s: 2 * s),
-    ("noise is added twice", lambda s: math.sqrt(2) * s),
-    ("sigma divides the noise", lambda s: 1 / s),
-    ("sigma is taken for the log of the standard deviation", math.exp),
-    ("sigma is taken for the log of the variance", lambda s: math.exp(s / 2)),
-]
-UNIFORM = "the noise is uniform: torch.rand draws from [0, 1), torch.randn from the normal distribution"
+KL_SPARSITY = Task(
+    name="kl_sparsity",
+    read="sparse#a-target-for-the-mean-activity",
+    reference=kl_sparsity,
+    slips=kl_slips,
+    properties=kl_properties,
+    cases=kl_cases,
+    # Small activities, of which even the sum over the batch is less than 1.
+    probes=lambda draw: [
+        Case("", (draw(5, 3, low=0.01, high=0.16), 0.12)),
+        Case("", (draw(4, 6, low=0.01, high=0.2), 0.3)),
+    ],
+    extremes=kl_extremes,
+    differentiate=(0,),
+    hint="clamp the mean activity, no further than to 1e-6 from 0 and 1. An epsilon added, and "
+    "a clamp of the codes themselves, change other values too",
+    forbidden=READY_MADE_KL,
+    tests={"values": values, "gradients": gradients, "stability": kl_stability},
+)
+
+# ---- corrupt(x, sigma, generator): x and normal noise, which is tested by its moments
+
+
+def corrupt(x, sigma, generator):
+    """For sigma = 0 only: what is random is tested by its moments."""
+    return x.clone()
+
+
+def corrupt_slips(x, sigma, generator):
+    yield ALL_BUT_NOISE, x
+    yield "x is lost: the noise is to be added to it", torch.zeros_like(x)
+    yield "x is clipped to [0, 1]", x.clamp(0, 1)
+    yield "x is clipped to [-1, 1]", x.clamp(-1, 1)
+    yield "x is standardised", (x - x.mean()) / x.std()
+    yield "the mean is subtracted from x", x - x.mean(0)
+
+
+def corrupt_cases(draw):
+    def case(words, *size):
+        return Case(f"{words}, sigma=0", (2 * draw(*size), 0.0, draw.seed()))
+
+    return [
+        case("vectors (5, 7)", 5, 7),
+        case("images (3, 2, 4, 5)", 3, 2, 4, 5),
+        case("a batch of one", 1, 6),
+        case("one dimension (4, 1)", 4, 1),
+    ]
+
+
+def corrupt_properties(student: Student):
+    for size in ((6, 5), (3, 2, 4, 4)):
+        x = line(-1, 2, *size)
+        noisy = student(x, 0.5, seeded(1))
+        right = isinstance(noisy, Tensor) and noisy.shape == x.shape
+        why = "" if right else f"expected a tensor of shape {size}, like x, and got {shape(noisy)}"
+        yield f"{size}: the shape of x", why
+        yield f"{size}: finite", "" if finite(noisy) else "some numbers are not finite"
+        why = "" if torch.equal(x, line(-1, 2, *size)) else "x itself is changed: make a new tensor"
+        yield f"{size}: x is left as it is", why
+        why = "" if close(student(x, 0.0, seeded(1)), x) else "without noise, x should come back"
+        yield f"{size}: x itself when sigma is 0", why
+        again, other = student(x, 0.5, seeded(1)), student(x, 0.5, seeded(2))
+        why = (
+            ""
+            if torch.equal(noisy, again)
+            else "two generators with the same seed should draw the same noise"
+        )
+        yield f"{size}: the same noise from the same seed", why
+        why = "" if not torch.equal(noisy, other) else "another seed should draw other noise"
+        yield f"{size}: other noise from another seed", why
 
 
 def corrupt_values(task: Task, student: Student, draw: Draw) -> None:
@@ -643,6 +489,20 @@ def _refuse_dependent(where: str, noise: Tensor, x: Tensor) -> None:
         raise Wrong(f"{where}: the size of the noise depends on x. It is to be added, and not to multiply.")
 
 
+# What a student may have used as the standard deviation.
+STANDARD_DEVIATIONS = [
+    ("sigma is squared: it is a standard deviation already", lambda s: s**2),
+    ("sigma is taken for the variance: its root is taken", lambda s: s**0.5),
+    ("sigma is not used", lambda s: 1.0),
+    ("sigma is halved", lambda s: s / 2),
+    ("sigma is doubled", lambda s: 2 * s),
+    ("noise is added twice", lambda s: math.sqrt(2) * s),
+    ("sigma divides the noise", lambda s: 1 / s),
+    ("sigma is taken for the log of the standard deviation", math.exp),
+    ("sigma is taken for the log of the variance", lambda s: math.exp(s / 2)),
+]
+
+
 def _refuse_size(where: str, noises: dict[float, Tensor]) -> None:
     """Raise `Wrong` unless the noise over sigma is standard normal."""
     if any(abs(noise.mean()) * math.sqrt(noise.numel()) > LIMIT for noise in noises.values()):
@@ -677,6 +537,91 @@ def corrupt_generator(task: Task, student: Student, draw: Draw) -> None:
     uses_generator(
         student, lambda generator: student(x.clone(), 0.8, generator, where="a generator of our own")
     )
+
+
+CORRUPT = Task(
+    name="corrupt",
+    read="denoising#four-ways-to-damage-an-image",
+    reference=corrupt,
+    slips=corrupt_slips,
+    properties=corrupt_properties,
+    cases=corrupt_cases,
+    forbidden=READY_MADE_NOISE,
+    tests={"values": corrupt_values, "generator": corrupt_generator},
+)
+
+# ---- denoising_loss(model, x, sigma, generator): the error of the model that is given noisy x
+
+
+def denoising_loss(model, x, sigma, generator):
+    """For sigma = 0 only."""
+    return F.mse_loss(model(x), x, reduction="sum") / len(x)
+
+
+# The same as TO_A_NUMBER for errors (batch, dimensions).
+OF_ERRORS = [
+    (clause.replace("the units", "the dimensions").replace("per unit", "per dimension"), reduce)
+    for clause, reduce in TO_A_NUMBER
+]
+
+
+def loss_slips(model, x, sigma, generator):
+    out = model(x)
+    d = x.shape[1]
+    formulas = [
+        (ALL_BUT_NOISE, (out - x) ** 2),
+        ("the difference is not squared", (out - x).abs()),
+        ("the difference is not squared", out - x),
+        ("the norm is not squared", (out - x).norm(dim=1)[:, None] / d * torch.ones_like(x)),
+        ("the output is compared with the noise, or added to its input: it is to be x itself", out**2),
+        ("the model is given the noise alone", (model(torch.zeros_like(x)) - x) ** 2),
+        ("the model is used twice", (model(out) - x) ** 2),
+        ("the output is compared with another output, or the input with x", (x - x) ** 2),
+        ("it is the cross-entropy, not the squared error", -(x * out.log() + (1 - x) * (1 - out).log())),
+    ]
+    for clauses, result in spread(formulas, OF_ERRORS, HALVED):
+        several = len(clauses) > 1  # then the noise is not all that is wrong
+        kept = tuple(clause for clause in clauses if not (several and clause == ALL_BUT_NOISE))
+        yield kept, result if result is not None and finite(result) else None
+    yield "the root of the mean is taken", ((out - x) ** 2).sum(1).mean().sqrt()
+
+
+def built_loss(weights, x, sigma, generator, kind):
+    return layer(kind, weights), x, sigma, generator
+
+
+def loss_cases(draw):
+    def case(words, batch, d, kind):
+        inside = draw(batch, d, low=0.05, high=0.95) if kind == "Logistic" else 1.5 * draw(batch, d)
+        arguments = (weights_of(draw, d, d), inside, 0.0, draw.seed(), kind)
+        return Case(f"{words}, sigma=0", arguments)
+
+    return [
+        case("5 examples of 3 dimensions", 5, 3, "Affine"),
+        case("4 examples of 6 dimensions", 4, 6, "Logistic"),
+        case("a batch of one", 1, 4, "Tanh"),
+        case("one dimension", 4, 1, "Affine"),
+    ]
+
+
+def loss_properties(student: Student):
+    eye = torch.cat([torch.eye(3), torch.zeros(3, 1)], 1)
+    copy, x = layer("Affine", eye), line(-1, 2, 5, 3)
+    smooth = layer("Affine", 0.5 * eye)
+    loss = student(smooth, x, 0.5, seeded(1))
+    yield "one number", scalar(student, loss)
+    yield "finite and positive", "" if finite(loss) and loss > 0 else "the loss is a sum of squares"
+    free = student(copy, x, 0.0, seeded(1))
+    yield "zero for a copy, without noise", "" if abs(free) < 1e-8 else "without noise, a copy makes no error"
+    paid = student(copy, x, 0.5, seeded(1))
+    why = "" if paid > 0.01 else "a model that copies its input hands the noise on, and has to pay for it"
+    yield "not zero for a copy, with noise", why
+    again = student(smooth, x, 0.5, seeded(1))
+    why = "" if torch.equal(loss, again) else "two generators with the same seed should give the same loss"
+    yield "the same loss from the same seed", why
+    other = student(smooth, x, 0.5, seeded(2))
+    why = "" if not torch.equal(loss, other) else "another seed should draw other noise"
+    yield "another loss from another seed", why
 
 
 def losses_of_slips(model, x, sigma, generator):
@@ -836,111 +781,118 @@ def loss_generator(task: Task, student: Student, draw: Draw) -> None:
     uses_generator(student, call)
 
 
-# ---- the visible checks
+DENOISING_LOSS = Task(
+    name="denoising_loss",
+    read="denoising#the-target-is-the-clean-input",
+    reference=denoising_loss,
+    slips=loss_slips,
+    properties=loss_properties,
+    cases=loss_cases,
+    probes=lambda draw: loss_cases(draw)[:2],
+    differentiate=(0,),
+    build=built_loss,
+    forbidden=READY_MADE_NOISE,
+    tests={"values": loss_values, "gradients": gradients, "generator": loss_generator},
+)
+
+# ---- contractive_penalty(encoder, x): the squared slopes of the code
 
 
-def scalar(student: Student, result) -> str:
-    """Why a result is not one number; "" when it is."""
-    if isinstance(result, float):
-        raise Wrong(
-            f"{student.task.name}: return a tensor, not a Python number, which has lost its gradient."
+def contractive_penalty(encoder, x):
+    """By the chain rule, for one layer: the slope of the unit's function times its weights."""
+    codes, weight = encoder(x), encoder.tensors[0]
+    if type(encoder) is parts.Mixed:
+        t = parts.Tanh(*encoder.tensors)(x)
+        inner = (1 - t**2)[:, :, None] * weight
+        mixed = inner * (1 + 0.5 * t.roll(1, 1))[:, :, None] + 0.5 * t[:, :, None] * inner.roll(1, 1)
+        return mixed.square().sum((1, 2)).mean()
+    slopes = {
+        parts.Logistic: codes * (1 - codes),
+        parts.Tanh: 1 - codes**2,
+        parts.Affine: torch.ones_like(codes),
+    }
+    return (slopes[type(encoder)] ** 2 @ (weight**2).sum(1)).mean()
+
+
+def contractive_slips(encoder, x):
+    def one(example):
+        return encoder(example[None])[0]
+
+    j, codes, weight = torch.vmap(torch.func.jacrev(one))(x), encoder(x), encoder.tensors[0]
+    n = len(j)
+    square = j**2
+
+    def formulas():
+        yield "", square.sum((1, 2))
+        yield "the Frobenius norm is not squared", square.sum((1, 2)).sqrt()
+        yield "the derivatives are not squared", j.abs().sum((1, 2))
+        yield "the derivatives are not squared", j.sum((1, 2))
+        yield "the sum of the derivatives is squared, not each of them", j.sum((1, 2)) ** 2
+        yield "the derivative is that of the sum over the units, in which they mix", j.sum(1).pow(2).sum(1)
+        yield "the derivative is that of the mean over the units", j.mean(1).pow(2).sum(1)
+        yield "the derivatives are summed over the input before they are squared", j.sum(2).pow(2).sum(1)
+        yield "only the first unit is differentiated", square[:, 0].sum(1)
+        yield "only the last unit is differentiated", square[:, -1].sum(1)
+        yield "only the derivatives by the first input are used", square[:, :, 0].sum(1)
+        yield "only the diagonal of the Jacobian is used", square.diagonal(dim1=1, dim2=2).sum(1)
+        yield "the mean runs over the units, not the sum", square.sum(2).mean(1)
+        yield "the mean runs over the inputs, not the sum", square.mean(2).sum(1)
+        yield "the mean runs over all entries of the Jacobian, not the sum", square.mean((1, 2))
+        yield "the largest singular value stands for all", torch.linalg.matrix_norm(j, 2) ** 2
+        yield "the singular values are summed, not their squares", torch.linalg.svdvals(j).sum(1)
+        yield "the Jacobian is averaged over the batch before it is squared", j.mean(0).pow(2).sum().expand(n)
+        yield "the Jacobian is divided by the batch size before it is squared", square.sum((1, 2)) / n**2
+        yield "the Jacobian of the first example serves for all", square[0].sum().expand(n)
+        yield "the square is taken twice", square.pow(2).sum((1, 2))
+        yield "it is the size of the code, not of its slopes", codes.pow(2).sum(1)
+        yield "it is the size of the weights, not of the slopes", weight.pow(2).sum().expand(n)
+        bends = codes * (1 - codes)
+        yield "the slope of the sigmoid is used for every encoder", bends**2 @ (weight**2).sum(1)
+        yield "the slope of the sigmoid is used, and not squared", bends @ (weight**2).sum(1)
+        yield (
+            "the weights are missing: h (1 - h) is the slope by the unit's input, not by x",
+            bends.pow(2).sum(1),
         )
-    right = isinstance(result, Tensor) and result.dim() == 0
-    return "" if right else f"expected one number, a tensor of shape (), and got {shape(result)}"
-
-
-def close(one, other) -> bool:
-    one, other = (torch.as_tensor(result).detach().to(f64) for result in (one, other))
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-6)
-
-
-def line(start, stop, *size):
-    return torch.linspace(start, stop, math.prod(size)).reshape(size)
-
-
-def l1_properties(student: Student):
-    codes = line(-2, 3, 4, 5)
-    price = student(codes)
-    yield "one number", scalar(student, price)
-    yield "finite", "" if finite(price) else "the price is not finite"
-    yield (
-        "zero for codes of zeros",
-        "" if student(torch.zeros(4, 5)) == 0 else "a code of zeros costs nothing",
-    )
-    flipped = student(-codes)
-    yield "the same when all signs are flipped", "" if close(price, flipped) else "signs should not matter"
-    why = "" if close(student(3 * codes), 3 * price) else "codes 3 times as large should cost 3 times as much"
-    yield "proportional to the codes", why
-    twice = student(torch.cat([codes, codes]))
-    why = "" if close(twice, price) else "a batch that holds each example twice has the same mean"
-    yield "the same for the batch and two copies of it", why
-
-
-def kl_properties(student: Student):
-    codes = line(0.1, 0.8, 4, 5)
-    price = student(codes, 0.2)
-    yield "one number", scalar(student, price)
-    yield "finite", "" if finite(price) else "the price is not finite"
-    yield "positive", "" if price > 0 else "a divergence is positive when the activities miss the target"
-    why = "" if abs(student(torch.full((4, 5), 0.2), 0.2)) < 1e-4 else "units at the target cost nothing"
-    yield "zero at the target", why
-    by_turns = torch.tensor([[0.8, 0.0], [0.0, 0.0], [0.0, 0.5], [0.0, 0.3]])
-    why = (
-        ""
-        if abs(student(by_turns, 0.2)) < 1e-4
-        else "a unit that is active for a few examples, and at rest for the others, may be on target"
-    )
-    yield "zero where the target is met on average", why
-    twice = student(torch.cat([codes, codes]), 0.2)
-    why = "" if close(twice, price) else "a batch that holds each example twice has the same mean activity"
-    yield "the same for the batch and two copies of it", why
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def corrupt_properties(student: Student):
-    for size in ((6, 5), (3, 2, 4, 4)):
-        x = line(-1, 2, *size)
-        noisy = student(x, 0.5, seeded(1))
-        right = isinstance(noisy, Tensor) and noisy.shape == x.shape
-        why = "" if right else f"expected a tensor of shape {size}, like x, and got {shape(noisy)}"
-        yield f"{size}: the shape of x", why
-        yield f"{size}: finite", "" if finite(noisy) else "some numbers are not finite"
-        why = "" if torch.equal(x, line(-1, 2, *size)) else "x itself is changed: make a new tensor"
-        yield f"{size}: x is left as it is", why
-        why = "" if close(student(x, 0.0, seeded(1)), x) else "without noise, x should come back"
-        yield f"{size}: x itself when sigma is 0", why
-        again, other = student(x, 0.5, seeded(1)), student(x, 0.5, seeded(2))
-        why = (
-            ""
-            if torch.equal(noisy, again)
-            else "two generators with the same seed should draw the same noise"
+        yield (
+            "1 - h^2, the slope of tanh, is used for every encoder",
+            (1 - codes**2) ** 2 @ (weight**2).sum(1),
         )
-        yield f"{size}: the same noise from the same seed", why
-        why = "" if not torch.equal(noisy, other) else "another seed should draw other noise"
-        yield f"{size}: other noise from another seed", why
+
+    reductions = [
+        ("", lambda t: t.mean()),
+        ("the batch is summed, not averaged", lambda t: t.sum()),
+        ("the mean over the batch is missing: one number per example is left", lambda t: t),
+        ("a dimension of size 1 is left", lambda t: t.mean(0, keepdim=True)),
+        ("it is divided by the batch size twice", lambda t: t.mean() / n),
+    ]
+    scales = [("", 1.0), ("there is a half too many", 0.5), ("the sign is flipped", -1.0)]
+    yield from spread(formulas(), reductions, scales)
+    yield "the root is taken of the mean over the batch", square.sum((1, 2)).mean().sqrt()
+    yield "the root is taken of the sum over the batch", square.sum().sqrt()
+    yield "the Jacobian is that of the sum over the batch, squared too late", j.sum(0).pow(2).sum()
 
 
-def loss_properties(student: Student):
-    eye = torch.cat([torch.eye(3), torch.zeros(3, 1)], 1)
-    copy, x = layer("Affine", eye), line(-1, 2, 5, 3)
-    smooth = layer("Affine", 0.5 * eye)
-    loss = student(smooth, x, 0.5, seeded(1))
-    yield "one number", scalar(student, loss)
-    yield "finite and positive", "" if finite(loss) and loss > 0 else "the loss is a sum of squares"
-    free = student(copy, x, 0.0, seeded(1))
-    yield "zero for a copy, without noise", "" if abs(free) < 1e-8 else "without noise, a copy makes no error"
-    paid = student(copy, x, 0.5, seeded(1))
-    why = "" if paid > 0.01 else "a model that copies its input hands the noise on, and has to pay for it"
-    yield "not zero for a copy, with noise", why
-    again = student(smooth, x, 0.5, seeded(1))
-    why = "" if torch.equal(loss, again) else "two generators with the same seed should give the same loss"
-    yield "the same loss from the same seed", why
-    other = student(smooth, x, 0.5, seeded(2))
-    why = "" if not torch.equal(loss, other) else "another seed should draw other noise"
-    yield "another loss from another seed", why
+def built_encoder(weights, x, kind):
+    return layer(kind, weights), x
+
+
+def contractive_cases(draw):
+    def case(words, batch, d, k, kind):
+        return Case(words, (weights_of(draw, k, d), draw(batch, d), kind))
+
+    return [
+        case("sigmoid encoder, 5 examples of 4 dimensions, 3 units", 5, 4, 3, "Logistic"),
+        case("tanh encoder, 4 examples of 3 dimensions, 6 units", 4, 3, 6, "Tanh"),
+        case("affine encoder, 6 examples of 5 dimensions, 2 units", 6, 5, 2, "Affine"),
+        case("a batch of one", 1, 4, 2, "Tanh"),
+        case("a single unit", 5, 3, 1, "Logistic"),
+        case("one dimension", 4, 1, 3, "Tanh"),
+        case("another encoder, 5 examples of 3 dimensions, 4 units", 5, 3, 4, "Mixed"),
+        Case("affine encoder, inputs near 1e8", (weights_of(draw, 3, 4), 1e8 * draw(5, 4), "Affine")),
+    ]
+
+
+KINDS = ("Affine", "Logistic", "Tanh")
 
 
 def contractive_properties(student: Student):
@@ -971,6 +923,137 @@ def contractive_properties(student: Student):
     yield "it has a gradient for the encoder", ""
 
 
+CONTRACTIVE_PENALTY = Task(
+    name="contractive_penalty",
+    read="denoising#contractive-autoencoders",
+    reference=contractive_penalty,
+    slips=contractive_slips,
+    properties=contractive_properties,
+    cases=contractive_cases,
+    probes=lambda draw: contractive_cases(draw)[:3],
+    differentiate=(0,),
+    build=built_encoder,
+    tests={"values": values, "gradients": gradients},
+)
+
+# ---- optimal_linear_denoiser(X, sigma): A and b of the best affine map from noisy to clean data
+
+
+def optimal_linear_denoiser(X, sigma):
+    mean = X.mean(0)
+    scale, axes = torch.linalg.svd(X - mean)[1:]
+    variances = torch.zeros(X.shape[1], dtype=X.dtype)
+    variances[: len(scale)] = scale**2 / len(X)
+    kept = (axes.mT * variances / (variances + sigma**2)) @ axes
+    lost = (axes.mT * sigma**2 / (variances + sigma**2)) @ axes
+    return kept, lost @ mean
+
+
+def _cov(centred):
+    return centred.mT @ centred / len(centred)
+
+
+def _solve(matrix, right):
+    return torch.linalg.lstsq(matrix, right).solution
+
+
+def denoiser_slips(X, sigma):
+    n, d = X.shape
+    mean, eye = X.mean(0), torch.eye(d, dtype=X.dtype)
+    centred = X - mean
+    cov, second = centred.mT @ centred / n, X.mT @ X / n
+    spreads = cov.diagonal().sqrt()
+    covariances = [
+        ("", cov),
+        ("the covariance is divided by N - 1, not by N", cov * n / max(n - 1, 1)),
+        ("the covariance is not divided by N, or sigma^2 is", cov * n),
+        ("the covariance is divided by D, not by N", cov * n / d),
+        ("the data are not centred before the covariance is taken", second),
+        ("the data are not centred, and N is missing", second * n),
+        ("only the variances are used: the dimensions vary together", cov.diagonal().diag()),
+        ("the correlations are used, not the covariances", cov / spreads / spreads[:, None]),
+        ("one mean is taken over everything, not one per dimension", _cov(X - X.mean())),
+        ("the mean of each example is subtracted, not that of each dimension", _cov(X - X.mean(1, True))),
+    ]
+    noises = [
+        ("", sigma**2),
+        ("sigma is not squared: it is a standard deviation", sigma),
+        ("sigma is squared twice", sigma**4),
+        ("sigma is not used", 1.0),
+        ("the root of sigma is taken", math.sqrt(sigma)),
+        ("the covariance is divided by N twice, or sigma^2 is multiplied by N", sigma**2 * n),
+        ("sigma^2 is divided by D", sigma**2 / d),
+        ("sigma^2 is halved", sigma**2 / 2),
+    ]
+    maps = [
+        ("", lambda s, v: torch.linalg.solve(s + v * eye, s)),
+        (
+            "A is the part that is taken away, sigma^2 (S + sigma^2 I)^-1",
+            lambda s, v: torch.linalg.solve(s + v * eye, v * eye),
+        ),
+        (
+            "S is missing: A is the inverse of S + sigma^2 I alone",
+            lambda s, v: torch.linalg.inv(s + v * eye),
+        ),
+        ("the fraction is upside down", lambda s, v: torch.linalg.solve(s, s + v * eye)),
+        ("sigma^2 is added to all entries of S: the identity is missing", lambda s, v: _solve(s + v, s)),
+        ("sigma^2 is added to all entries of S: the identity is missing", lambda s, v: _solve(s + v, s).mT),
+        ("the division is done entry by entry", lambda s, v: s / (s + v * eye)),
+        ("the division is done entry by entry", lambda s, v: s / (s + v)),
+        ("sigma^2 is subtracted", lambda s, v: torch.linalg.solve(s - v * eye, s)),
+        ("the inverse is missing", lambda s, v: s @ (s + v * eye)),
+        ("the noise is left out of the inverse, so that nothing is removed", lambda s, v: eye),
+    ]
+    offsets = [
+        ("", lambda a: mean - a @ mean),
+        ("b is zero", lambda a: torch.zeros_like(mean)),
+        ("b is the mean itself: (I - A) is missing", lambda a: mean),
+        ("b is A times the mean, which should be subtracted", lambda a: a @ mean),
+        ("b has the wrong sign", lambda a: a @ mean - mean),
+        ("the sign of A is wrong in b", lambda a: mean + a @ mean),
+        ("b is minus A times the mean: the mean itself is missing", lambda a: -a @ mean),
+        ("b is a row, not a vector", lambda a: (mean - a @ mean)[None]),
+        ("b is a column, not a vector", lambda a: (mean - a @ mean)[:, None]),
+    ]
+    for (c1, cov_), (c2, noise), (c3, fit), (c4, offset) in product(covariances, noises, maps, offsets):
+        clauses = tuple(clause for clause in (c1, c2, c3, c4) if clause)
+        if len(clauses) > 2:
+            continue
+        try:
+            matrix = fit(cov_, noise)
+        except RuntimeError:  # singular
+            matrix = None
+        right = matrix is not None and finite(matrix)
+        yield clauses, (matrix, offset(matrix)) if right else None
+        if not clauses:
+            yield "A and b are returned in the wrong order", (offset(matrix), matrix)
+            yield "b is missing: return A and b", matrix
+            yield "the mean is returned first, as the library does: return A and b", (mean, matrix)
+
+
+def data_with_mean(draw, n, d):
+    return draw(n, d) @ (draw(d, d) / d**0.5) + 2 * draw(d) + 1
+
+
+def denoiser_cases(draw):
+    return [
+        Case("12 examples of 3 dimensions", (data_with_mean(draw, 12, 3), 0.7)),
+        Case("fewer examples than dimensions", (data_with_mean(draw, 4, 6), 1.6)),
+        Case("one dimension", (data_with_mean(draw, 9, 1), 0.5)),
+        Case("a single example", (data_with_mean(draw, 1, 4), 0.5)),
+        Case("40 examples of 5 dimensions, sigma=2 as an int", (data_with_mean(draw, 40, 5), 2)),
+    ]
+
+
+def denoiser_extremes(draw):
+    far = data_with_mean(draw, 20, 3) + 1e5 * torch.tensor([1.0, -2.0, 3.0], dtype=f64)
+    return [
+        (Case("data far from the origin", (far, 0.8)), f64, 1e-7),
+        (Case("data of size 0.001, sigma=0.0005", (1e-3 * data_with_mean(draw, 9, 3), 5e-4)), f64, 1e-9),
+        (Case("data of size 1000, sigma=500", (1e3 * data_with_mean(draw, 9, 3), 500.0)), f64, 1e-9),
+    ]
+
+
 def denoiser_properties(student: Student):
     x = torch.stack([line(-2, 3, 8).sin(), line(1, 4, 8), line(0, 9, 8).cos() + 2], 1)
     for sigma in (0.5, 2.0):
@@ -992,93 +1075,31 @@ def denoiser_properties(student: Student):
         yield f"sigma={sigma}: the mean stays", why
 
 
-# ---- the tasks
+OPTIMAL_LINEAR_DENOISER = Task(
+    name="optimal_linear_denoiser",
+    read="denoising#the-best-linear-denoiser",
+    reference=optimal_linear_denoiser,
+    slips=denoiser_slips,
+    properties=denoiser_properties,
+    cases=denoiser_cases,
+    probes=lambda draw: [
+        Case("", (data_with_mean(draw, 12, 3), 0.7)),
+        Case("", (data_with_mean(draw, 9, 4), 1.6)),
+    ],
+    extremes=denoiser_extremes,
+    hint="subtract the mean before products are formed: a difference of two large matrices loses its "
+    "digits. A jitter changes the answer",
+    tests={"values": values, "stability": stability},
+)
 
 TASKS = {
     task.name: task
     for task in (
-        Task(
-            name="l1_sparsity",
-            read="sparse#l1-the-price-that-still-has-a-slope",
-            reference=l1_sparsity,
-            slips=l1_slips,
-            properties=l1_properties,
-            cases=l1_cases,
-            probes=lambda draw: [Case("", (1.3 * draw(5, 3),)), Case("", (draw(4, 6),))],
-            extremes=l1_extremes,
-            differentiate=(0,),
-            hint="take the absolute value itself, not the root of a square, which has no slope at 0",
-            tests={"values": values, "gradients": gradients, "stability": stability},
-        ),
-        Task(
-            name="kl_sparsity",
-            read="sparse#a-target-for-the-mean-activity",
-            reference=kl_sparsity,
-            slips=kl_slips,
-            properties=kl_properties,
-            cases=kl_cases,
-            # Small activities, of which even the sum over the batch is less than 1.
-            probes=lambda draw: [
-                Case("", (draw(5, 3, low=0.01, high=0.16), 0.12)),
-                Case("", (draw(4, 6, low=0.01, high=0.2), 0.3)),
-            ],
-            extremes=kl_extremes,
-            differentiate=(0,),
-            hint="clamp the mean activity, no further than to 1e-6 from 0 and 1. An epsilon added, and "
-            "a clamp of the codes themselves, change other values too",
-            forbidden=READY_MADE_KL,
-            tests={"values": values, "gradients": gradients, "stability": kl_stability},
-        ),
-        Task(
-            name="corrupt",
-            read="denoising#four-ways-to-damage-an-image",
-            reference=corrupt,
-            slips=corrupt_slips,
-            properties=corrupt_properties,
-            cases=corrupt_cases,
-            forbidden=READY_MADE_NOISE,
-            tests={"values": corrupt_values, "generator": corrupt_generator},
-        ),
-        Task(
-            name="denoising_loss",
-            read="denoising#the-target-is-the-clean-input",
-            reference=denoising_loss,
-            slips=loss_slips,
-            properties=loss_properties,
-            cases=loss_cases,
-            probes=lambda draw: loss_cases(draw)[:2],
-            differentiate=(0,),
-            build=built_loss,
-            forbidden=READY_MADE_NOISE,
-            tests={"values": loss_values, "gradients": gradients, "generator": loss_generator},
-        ),
-        Task(
-            name="contractive_penalty",
-            read="denoising#contractive-autoencoders",
-            reference=contractive_penalty,
-            slips=contractive_slips,
-            properties=contractive_properties,
-            cases=contractive_cases,
-            probes=lambda draw: contractive_cases(draw)[:3],
-            differentiate=(0,),
-            build=built_encoder,
-            tests={"values": values, "gradients": gradients},
-        ),
-        Task(
-            name="optimal_linear_denoiser",
-            read="denoising#the-best-linear-denoiser",
-            reference=optimal_linear_denoiser,
-            slips=denoiser_slips,
-            properties=denoiser_properties,
-            cases=denoiser_cases,
-            probes=lambda draw: [
-                Case("", (data_with_mean(draw, 12, 3), 0.7)),
-                Case("", (data_with_mean(draw, 9, 4), 1.6)),
-            ],
-            extremes=denoiser_extremes,
-            hint="subtract the mean before products are formed: a difference of two large matrices loses its "
-            "digits. A jitter changes the answer",
-            tests={"values": values, "stability": stability},
-        ),
+        L1_SPARSITY,
+        KL_SPARSITY,
+        CORRUPT,
+        DENOISING_LOSS,
+        CONTRACTIVE_PENALTY,
+        OPTIMAL_LINEAR_DENOISER,
     )
 }
