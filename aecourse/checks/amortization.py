@@ -173,8 +173,8 @@ def posterior_slips(x, W, b, s):
             ("only the diagonal of M is used", M.diagonal().diag(), s),
             ("M is inverted entry by entry", None, s),
         ):
-            other = 1 / M if matrix is None else torch.linalg.pinv(matrix)
-            yield clause, (xt @ W @ other, noise * other)
+            inverted = 1 / M if matrix is None else torch.linalg.pinv(matrix)
+            yield clause, (xt @ W @ inverted, noise * inverted)
         least = torch.linalg.pinv(gram)
         yield (
             "W'W stands in place of M: this is least squares, without the prior",
@@ -185,9 +185,9 @@ def posterior_slips(x, W, b, s):
     yield "mean and covariance are returned in the wrong order", right[::-1]
     yield "the mean alone is returned", right[0]
     yield "the covariance alone is returned", right[1]
-    for (one, mean), (other, cov) in product([("", right[0]), *means()], [("", right[1]), *covs()]):
-        if one or other:
-            yield tuple(words for words in (one, other) if words), (mean, cov)
+    for (of_mean, mean), (of_cov, cov) in product([("", right[0]), *means()], [("", right[1]), *covs()]):
+        if of_mean or of_cov:
+            yield tuple(words for words in (of_mean, of_cov) if words), (mean, cov)
 
 
 def posterior_extremes(draw):
@@ -203,18 +203,18 @@ def posterior_properties(student: Student):
     def call(x=POINTS, W=WEIGHT, sigma2=NOISE):
         return student(x.clone(), W.clone(), OFFSET.clone(), sigma2)
 
-    found = call()
-    right = isinstance(found, tuple | list) and len(found) == 2
-    right = right and [getattr(part, "shape", None) for part in found] == [(5, 2), (2, 2)]
-    why = f"expected a mean of shape (5, 2) and a covariance of shape (2, 2), and got {shape(found)}"
+    result = call()
+    right = isinstance(result, tuple | list) and len(result) == 2
+    right = right and [getattr(part, "shape", None) for part in result] == [(5, 2), (2, 2)]
+    why = f"expected a mean of shape (5, 2) and a covariance of shape (2, 2), and got {shape(result)}"
     yield "a mean for each example, one covariance", "" if right else why
-    yield "finite", "" if finite(found) else "some numbers are not finite"
-    cov = found[1]
+    yield "finite", "" if finite(result) else "some numbers are not finite"
+    cov = result[1]
     symmetric = torch.allclose(cov, cov.mT, atol=1e-5) and bool((torch.linalg.eigvalsh(cov) > 0).all())
     yield "a covariance", "" if symmetric else "a covariance is symmetric with positive eigenvalues"
     why = (
         ""
-        if same(call(sigma2=0.5), tuple(found), 1e-4, 1e-5)
+        if same(call(sigma2=0.5), tuple(result), 1e-4, 1e-5)
         else "sigma2=0.5 and torch.tensor(0.5) are the same"
     )
     yield "sigma2 may be a number", why
@@ -458,27 +458,29 @@ def search_properties(student: Student):
     def call(steps=150, seed=0):
         return student(*prepared(problem, f32), steps, 0.05, torch.Generator().manual_seed(seed))
 
-    def both(found):
-        return tuple(part.detach().to(f32) for part in found)
+    def detached(result):
+        return tuple(part.detach().to(f32) for part in result)
 
     arguments = prepared(problem, f32)
-    found = student(*arguments, 150, 0.05, torch.Generator().manual_seed(0))
-    yield "mean and logvar of every example", is_posterior(found, 5, 2)
-    found = both(found)
-    yield "finite", "" if finite(found) else "some numbers are not finite"
+    result = student(*arguments, 150, 0.05, torch.Generator().manual_seed(0))
+    yield "mean and logvar of every example", is_posterior(result, 5, 2)
+    result = detached(result)
+    yield "finite", "" if finite(result) else "some numbers are not finite"
     unchanged = all(torch.equal(arguments[i], problem[i]) for i in (0, 2, 3))
     yield "the start is left as it was", "" if unchanged else "an input is changed in place: optimise copies"
     why = (
-        "" if same(both(call()), found, 0, 0) else "two generators with the same seed give different results"
+        ""
+        if same(detached(call()), result, 0, 0)
+        else "two generators with the same seed give different results"
     )
     yield "the same from the same seed", why
     why = (
         ""
-        if not same(both(call(seed=1)), found, 0, 0)
+        if not same(detached(call(seed=1)), result, 0, 0)
         else "another seed gives the same: draw from the generator"
     )
     yield "another from another seed", why
-    before, after = (bound(problem[1], problem[0], *q) for q in (problem[2:], found))
+    before, after = (bound(problem[1], problem[0], *q) for q in (problem[2:], result))
     why = "the bound of some example is lower after 150 steps than at the start"
     yield "every example's bound rises", "" if (after > before).all() else why
 
@@ -490,11 +492,11 @@ STEPS, RATE = 600, 0.04
 def searched(student: Student, arguments: tuple, generator, where: str = "", dtype=f64, detach: bool = True):
     """The student's (mean, logvar) from ``(x, log_joint, mean, logvar, steps, lr)``, of the right shape."""
     mean = arguments[2]
-    found = student(*prepared(arguments, dtype), generator, where=where)
-    why = is_posterior(found, *mean.shape)
+    result = student(*prepared(arguments, dtype), generator, where=where)
+    why = is_posterior(result, *mean.shape)
     if why:
         raise Wrong(f"{student.task.name}{f' ({where})' if where else ''}: {why}.")
-    return tuple(part.detach() for part in found) if detach else tuple(found)
+    return tuple(part.detach() for part in result) if detach else tuple(result)
 
 
 def seeded(draw) -> torch.Generator:
@@ -549,15 +551,15 @@ def counts(task: Task, student: Student, draw) -> None:
         raise Wrong(f"{task.name} ({where}): the {which} are not those of the best diagonal Gaussian.{why}")
 
 
-def miss(problem: tuple, found: tuple[Tensor, Tensor]) -> str:
-    """Why this is not where the search should end, in a sentence or two; "" when it is.
+def miss(problem: tuple, q: tuple[Tensor, Tensor]) -> str:
+    """Why this q, a (mean, logvar), is not where the search should end, in a sentence or two; "" when it is.
 
     A right search with Adam misses the averages by less than 0.06, of logvar and of means in units of the
     standard deviation, and single examples by 0.3. One with plain gradient ascent misses single means by 0.7.
     """
     x, joint, *_ = problem
-    mean, logvar = found
-    if not finite(found):
+    mean, logvar = q
+    if not finite(q):
         return (
             "not all numbers are finite. Does the climb run away? Check the sign of the loss, and that "
             "logvar enters as the log of the variance."
@@ -571,7 +573,7 @@ def miss(problem: tuple, found: tuple[Tensor, Tensor]) -> str:
     if not far_mean and not far_logvar:
         return ""
     which = "means and log-variances" if far_mean and far_logvar else "means" if far_mean else "log-variances"
-    return f"the {which} are not those of the best diagonal Gaussian.{reason(problem, found, far_mean)}"
+    return f"the {which} are not those of the best diagonal Gaussian.{reason(problem, q, far_mean)}"
 
 
 ENTROPY = "the entropy weighs {} against log_joint"
@@ -609,12 +611,12 @@ def other_ends(joint: LinearJoint, batch: int) -> Iterator[tuple[str, Tensor]]:
     yield "one noise serves for all latents of an example", 2 * shared.log()
 
 
-def reason(problem: tuple, found: tuple[Tensor, Tensor], far_mean: bool) -> str:
+def reason(problem: tuple, q: tuple[Tensor, Tensor], far_mean: bool) -> str:
     """What to add: the mistake that ends where this search did, if one does."""
     x, joint, start_mean, start_logvar = problem
-    mean, logvar = found
+    mean, logvar = q
     right_mean, right_logvar = best_posterior(x, joint)
-    moved = [(one - other).abs().mean() > 0.05 for one, other in ((mean, start_mean), (logvar, start_logvar))]
+    moved = [(end - start).abs().mean() > 0.05 for end, start in ((mean, start_mean), (logvar, start_logvar))]
 
     def told(clause: str) -> str:
         return f" These are the numbers that one gets when {clause}."
@@ -714,22 +716,22 @@ def inputs(task: Task, student: Student, draw) -> None:
             mean.requires_grad_()
             logvar.requires_grad_()
             before = [part.detach().clone() for part in (x, mean, logvar, *joint.tensors)]
-            found = student(x, joint, mean, logvar, 5, 0.05, seeded(draw), where=label)
-            why = is_posterior(found, batch, k)
+            q = student(x, joint, mean, logvar, 5, 0.05, seeded(draw), where=label)
+            why = is_posterior(q, batch, k)
             if why:
                 raise Wrong(f"{where}: {why}.")
             after = (x, mean, logvar, *joint.tensors)
-            if not all(torch.equal(one, other) for one, other in zip(before, after)):
+            if not all(torch.equal(then, now) for then, now in zip(before, after)):
                 raise Wrong(f"{where}: an input is changed in place. Optimise copies: x.detach().clone().")
-            if any(part.requires_grad for part in found):
+            if any(part.requires_grad for part in q):
                 raise Wrong(f"{where}: the result still has a graph. Return detached tensors.")
-            if any(part.dtype != dtype for part in found):
+            if any(part.dtype != dtype for part in q):
                 raise Wrong(f"{where}: the result has another type than the start. Keep it.")
     problem = search(draw, 6, 3)
     start = problem[2:]
-    found = searched(student, (*problem, 0, 0.05), seeded(draw), "steps=0")
-    if not same(found, start, 0, 1e-12):
-        hint = " Or are mean and logvar in the wrong order?" if same(found[::-1], start, 0, 1e-12) else ""
+    q = searched(student, (*problem, 0, 0.05), seeded(draw), "steps=0")
+    if not same(q, start, 0, 1e-12):
+        hint = " Or are mean and logvar in the wrong order?" if same(q[::-1], start, 0, 1e-12) else ""
         raise Wrong(
             f"{task.name}: with steps=0 the start is not returned. Is steps used, and are the given mean and "
             f"logvar the start?{hint}"
@@ -739,20 +741,20 @@ def inputs(task: Task, student: Student, draw) -> None:
     searched(student, (*problem, 1, 0.05), generator, "steps=1")
     if torch.equal(before, generator.get_state()):
         raise Wrong(f"{task.name}: with steps=1 no noise is drawn. Count the steps.")
-    found = searched(student, (*problem, 20, 1e-6), seeded(draw), "lr=1e-6")
-    if not same(found, start, 0, 0.01):
+    q = searched(student, (*problem, 20, 1e-6), seeded(draw), "lr=1e-6")
+    if not same(q, start, 0, 0.01):
         raise Wrong(f"{task.name}: with lr=1e-6 the tensors move far in 20 steps. Is lr the step size?")
     x, *rest = problem
-    other = x.clone()
-    other[0] += 3
+    changed = x.clone()
+    changed[0] += 3
     seed = draw.seed().number
-    one, two = (
+    q, q_changed = (
         searched(student, (data, *rest, 20, 0.05), torch.Generator().manual_seed(seed), "one example changed")
-        for data in (x, other)
+        for data in (x, changed)
     )
-    if not all(same(a[1:], b[1:], 1e-6, 1e-6) for a, b in zip(one, two)):
+    if not all(same(a[1:], b[1:], 1e-6, 1e-6) for a, b in zip(q, q_changed)):
         raise Wrong(f"{task.name}: when one example changes, so does the q of the others. Each has its own.")
-    if same(one[0][0], two[0][0], 0, 1e-6):
+    if same(q[0][0], q_changed[0][0], 0, 1e-6):
         raise Wrong(f"{task.name}: when an example changes, its q does not. Is x given to log_joint?")
 
 
@@ -850,15 +852,15 @@ def gap_cases(draw):
 
 def gap_properties(student: Student):
     top = torch.tensor([-90.0, -85.0, -101.0])
-    found = student(top.clone(), top - 1.5, top - 4)
-    right = isinstance(found, tuple | list) and len(found) == 2
-    right = right and [getattr(part, "shape", None) for part in found] == [(3,), (3,)]
+    gaps = student(top.clone(), top - 1.5, top - 4)
+    right = isinstance(gaps, tuple | list) and len(gaps) == 2
+    right = right and [getattr(part, "shape", None) for part in gaps] == [(3,), (3,)]
     yield (
         "two numbers per example",
-        "" if right else f"expected two tensors of shape (3,), and got {shape(found)}",
+        "" if right else f"expected two tensors of shape (3,), and got {shape(gaps)}",
     )
-    yield "finite", "" if finite(found) else "some numbers are not finite"
-    positive = all((part > 0).all() for part in found)
+    yield "finite", "" if finite(gaps) else "some numbers are not finite"
+    positive = all((part > 0).all() for part in gaps)
     yield (
         "positive for bounds in their order",
         "" if positive else "these bounds leave no gap negative or zero",

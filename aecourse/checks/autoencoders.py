@@ -79,9 +79,9 @@ def scalar(student: Student, result) -> str:
     return "" if right else f"expected one number, a tensor of shape (), and got {shape(result)}"
 
 
-def close(one, other) -> bool:
-    one, other = (torch.as_tensor(result).detach().to(f64) for result in (one, other))
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+def close(result, expected) -> bool:
+    result, expected = (torch.as_tensor(value).detach().to(f64) for value in (result, expected))
+    return torch.allclose(result, expected, rtol=1e-4, atol=1e-6)
 
 
 def line(start, stop, *size):
@@ -100,19 +100,19 @@ def l1_sparsity(codes):
 
 
 def l1_slips(codes):
-    k, one = codes.shape[1], torch.ones_like(codes)
+    k, ones = codes.shape[1], torch.ones_like(codes)
     formulas = [
         ("", codes.abs()),
         ("the absolute value is missing", codes),
-        ("the absolute value is taken of the sum, not of each entry", codes.sum(1).abs()[:, None] / k * one),
+        ("the absolute value is taken of the sum, not of each entry", codes.sum(1).abs()[:, None] / k * ones),
         ("the entries are squared: that is the L2 price", codes**2),
-        ("the norm of the code is taken: that is the L2 norm", codes.norm(dim=1)[:, None] / k * one),
+        ("the norm of the code is taken: that is the L2 norm", codes.norm(dim=1)[:, None] / k * ones),
         ("the root is taken of the absolute values", codes.abs().sqrt()),
         ("negative entries are left out", codes.relu()),
-        ("the largest entry stands for all", codes.abs().amax(1)[:, None] / k * one),
+        ("the largest entry stands for all", codes.abs().amax(1)[:, None] / k * ones),
         ("entries are counted, not added: that is the L0 price, without a slope", (codes != 0).to(codes)),
         ("the mean of the batch is subtracted first", (codes - codes.mean(0)).abs()),
-        ("the batch is averaged before the absolute value is taken", codes.mean(0).abs() * one),
+        ("the batch is averaged before the absolute value is taken", codes.mean(0).abs() * ones),
     ]
     yield from spread(formulas, TO_A_NUMBER, HALVED)
     yield "the largest column sum is taken: that is a norm of matrices", torch.linalg.matrix_norm(codes, 1)
@@ -253,15 +253,15 @@ def kl_slips(codes, rho):
             (bernoulli_kl(p, m) + bernoulli_kl(m, p)) / 2,
         ),
     ]
-    found = list(spread(formulas, OF_UNITS, [*HALVED, BITS]))
+    slips = list(spread(formulas, OF_UNITS, [*HALVED, BITS]))
     across = "the mean activity is that of an example over its units, not that of a unit over the batch"
     each = "the divergence is taken of each activity, before the mean over the batch"
-    found += spread(
+    slips += spread(
         [(across, bernoulli_kl(p, codes.mean(1))), (f"{across}; the KL is reversed", _swapped(p, codes, 1))],
         [("", Tensor.sum), ("", Tensor.mean), ("one number per example is left", lambda t: t)],
     )
-    found += spread([(each, bernoulli_kl(p, codes))], TO_A_NUMBER)
-    for clause, result in found:
+    slips += spread([(each, bernoulli_kl(p, codes))], TO_A_NUMBER)
+    for clause, result in slips:
         # One NaN is like another, and explains nothing.
         yield clause, result if result is not None and finite(result) else None
 
@@ -414,14 +414,14 @@ def corrupt_properties(student: Student):
         yield f"{size}: x is left as it is", why
         why = "" if close(student(x, 0.0, seeded(1)), x) else "without noise, x should come back"
         yield f"{size}: x itself when sigma is 0", why
-        again, other = student(x, 0.5, seeded(1)), student(x, 0.5, seeded(2))
+        again, reseeded = student(x, 0.5, seeded(1)), student(x, 0.5, seeded(2))
         why = (
             ""
             if torch.equal(noisy, again)
             else "two generators with the same seed should draw the same noise"
         )
         yield f"{size}: the same noise from the same seed", why
-        why = "" if not torch.equal(noisy, other) else "another seed should draw other noise"
+        why = "" if not torch.equal(noisy, reseeded) else "another seed should draw other noise"
         yield f"{size}: other noise from another seed", why
 
 
@@ -466,25 +466,25 @@ def _refuse_dependent(where: str, noise: Tensor, x: Tensor) -> None:
     variance = centred.square().mean()
     shared, far = [], []
     for dim in range(noise.dim()):
-        one, other = (centred.narrow(dim, start, noise.shape[dim] - 1) for start in (0, 1))
-        shared.append(float((one * other).mean() / variance))
-        far.append(abs(shared[-1]) * math.sqrt(one.numel()))
+        ahead, behind = (centred.narrow(dim, start, noise.shape[dim] - 1) for start in (0, 1))
+        shared.append(float((ahead * behind).mean() / variance))
+        far.append(abs(shared[-1]) * math.sqrt(ahead.numel()))
     if not max(far) < LIMIT:
         # Noise that is shared along one dimension seems to be shared along others too, but less so.
         dim = max(range(noise.dim()), key=lambda dim: abs(shared[dim]))
         among = "the examples of the batch" if dim == 0 else f"the entries along dimension {dim}"
         raise Wrong(f"{where}: {among} share their noise: draw for each of them.")
     half = len(centred) // 2
-    for one, other in ((centred[:half], centred[half : 2 * half]), (centred, centred.flip(0))):
-        z = (one * other)[:half].mean() / variance * math.sqrt(one[:half].numel())
+    for rows, partners in ((centred[:half], centred[half : 2 * half]), (centred, centred.flip(0))):
+        z = (rows * partners)[:half].mean() / variance * math.sqrt(rows[:half].numel())
         if not abs(z) < LIMIT:
             raise Wrong(f"{where}: one half of the batch has the noise of the other: draw for each example.")
     z = (centred * x).mean() / variance.sqrt() / x.square().mean().sqrt() * math.sqrt(x.numel())
     if not abs(z) < LIMIT:
         raise Wrong(f"{where}: the noise is correlated with x, as when x is scaled, clipped or replaced.")
     zero = x == 0
-    one, other = noise[zero].square(), noise[~zero].square()
-    z = (one.mean() - other.mean()) / noise.square().mean() / math.sqrt(2 / len(one) + 2 / len(other))
+    off, on = noise[zero].square(), noise[~zero].square()
+    z = (off.mean() - on.mean()) / noise.square().mean() / math.sqrt(2 / len(off) + 2 / len(on))
     if not abs(z) < LIMIT:
         raise Wrong(f"{where}: the size of the noise depends on x. It is to be added, and not to multiply.")
 
@@ -619,8 +619,8 @@ def loss_properties(student: Student):
     again = student(smooth, x, 0.5, seeded(1))
     why = "" if torch.equal(loss, again) else "two generators with the same seed should give the same loss"
     yield "the same loss from the same seed", why
-    other = student(smooth, x, 0.5, seeded(2))
-    why = "" if not torch.equal(loss, other) else "another seed should draw other noise"
+    reseeded = student(smooth, x, 0.5, seeded(2))
+    why = "" if not torch.equal(loss, reseeded) else "another seed should draw other noise"
     yield "another loss from another seed", why
 
 
@@ -633,7 +633,7 @@ def losses_of_slips(model, x, sigma, generator):
     def loss(output, target):
         return (output - target).square().sum(1).mean()
 
-    e, other = draw(x), draw(x)
+    e, second = draw(x), draw(x)
     u = torch.rand(x.shape, generator=generator, dtype=x.dtype)
     clean, noisy = model(x), x + sigma * e
     right = model(noisy)
@@ -643,7 +643,7 @@ def losses_of_slips(model, x, sigma, generator):
         "the noise is added to the output or to the target, and not to the input",
         loss(clean + sigma * e, x),
     )
-    yield "the output or the target is corrupted too, by another draw", loss(right + sigma * other, x)
+    yield "the output or the target is corrupted too, by another draw", loss(right + sigma * second, x)
     yield "sigma is squared: it is a standard deviation already", loss(model(x + sigma**2 * e), x)
     yield "sigma is taken for the variance: its root is taken", loss(model(x + sigma**0.5 * e), x)
     yield "sigma is not used", loss(model(x + e), x)
@@ -656,7 +656,7 @@ def losses_of_slips(model, x, sigma, generator):
     yield UNIFORM, loss(model(x + sigma * u), x)
     yield UNIFORM, loss(model(x + sigma * (u - 0.5)), x)
     yield UNIFORM, loss(model(x + sigma * (2 * u - 1)), x)
-    yield "the input is corrupted twice", loss(model(noisy + sigma * other), x)
+    yield "the input is corrupted twice", loss(model(noisy + sigma * second), x)
     yield "the corrupted input is clipped to [0, 1]", loss(model(noisy.clamp(0, 1)), x)
     yield "the target is the model's output for the clean input", loss(right, clean)
     yield "the target is the noise: the model is to return the clean input", loss(right, sigma * e)
@@ -664,8 +664,8 @@ def losses_of_slips(model, x, sigma, generator):
     yield "the output is taken for a correction, added to its input", loss(noisy + right, x)
     yield "the model is not used", loss(noisy, x)
     yield "the model is applied twice", loss(model(right), x)
-    yield "the mean of several draws goes into the model", loss(model(x + sigma * (e + other) / 2), x)
-    yield "the errors of several draws are added", loss(right, x) + loss(model(x + sigma * other), x)
+    yield "the mean of several draws goes into the model", loss(model(x + sigma * (e + second) / 2), x)
+    yield "the errors of several draws are added", loss(right, x) + loss(model(x + sigma * second), x)
     yield "it is divided by sigma^2", loss(right, x) / sigma**2
     yield "the output for the clean input is compared as well", loss(right, x) + loss(clean, x)
     yield "the error for the clean input is averaged in", (loss(right, x) + loss(clean, x)) / 2
@@ -716,7 +716,7 @@ def _spread_of_losses(task: Task, student: Student, draw: Draw) -> None:
 
 
 def _losses(student: Student, where: str, weights, x, sigma, dtype, seeds) -> Tensor:
-    found = []
+    losses = []
     given = [prepared((layer("Affine", weights), x, sigma, seed), dtype) for seed in seeds]
     results = student.each([(arguments, {}, where) for arguments in given])
     for arguments, got in zip(given, results):
@@ -724,8 +724,8 @@ def _losses(student: Student, where: str, weights, x, sigma, dtype, seeds) -> Te
             raise Wrong(f"{student.task.name} ({where}): x is changed in place. Leave it as it is.")
         if not isinstance(got, Tensor) or got.dim() or not finite(got):
             raise Wrong(f"{student.task.name} ({where}): {shape(got)} is returned, or it is not finite.")
-        found.append(got.detach().to(f64))
-    return torch.stack(found)
+        losses.append(got.detach().to(f64))
+    return torch.stack(losses)
 
 
 def _about_noise(task: Task, student: Student, where: str, on_average: bool, looks, cases) -> str:
@@ -745,11 +745,11 @@ def _about_noise(task: Task, student: Student, where: str, on_average: bool, loo
         with contextlib.suppress(Wrong, RuntimeError):
             own = student.other("corrupt")
             noisy = [own(*prepared((x, sigma, seed), f64)) for seed in seeds]
-            losses = torch.stack([(model(one) - x).square().sum(1).mean() for one in noisy])
+            losses = torch.stack([(model(corrupted) - x).square().sum(1).mean() for corrupted in noisy])
             scores.setdefault("  your own corrupt, which it calls, is wrong", []).append(
                 _distance(got, losses)
             )
-    worst = {clause: max(found) for clause, found in scores.items()}
+    worst = {clause: max(distances) for clause, distances in scores.items()}
     close_ones = sorted(clause for clause, score in worst.items() if score < 30)
     if not close_ones:
         same_each_time = all(got.max() == got.min() for _, got, _, _ in looks)
@@ -764,11 +764,11 @@ def _in_many_draws(model, x, sigma, generator, calls: int) -> list[tuple[str, Te
     return [(column[0][0], torch.stack([loss for _, loss in column])) for column in zip(*rows)]
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
+def _distance(ours: Tensor, theirs: Tensor) -> float:
     """How far two sets of losses are apart in mean and spread: about chi-square with 2 degrees of freedom."""
-    tiny = 1e-5 * one.mean().abs()
-    z = (one.mean() - other.mean()) / (((one.var() + other.var()) / len(one)).sqrt() + tiny)
-    ratio = ((one.std() + tiny) / (other.std() + tiny)).log() * math.sqrt(len(one) - 1)
+    tiny = 1e-5 * ours.mean().abs()
+    z = (ours.mean() - theirs.mean()) / (((ours.var() + theirs.var()) / len(ours)).sqrt() + tiny)
+    ratio = ((ours.std() + tiny) / (theirs.std() + tiny)).log() * math.sqrt(len(ours) - 1)
     return float((z**2 + ratio**2).nan_to_num(math.inf))
 
 
@@ -815,10 +815,10 @@ def contractive_penalty(encoder, x):
 
 
 def contractive_slips(encoder, x):
-    def one(example):
+    def code_of(example):
         return encoder(example[None])[0]
 
-    j, codes, weight = torch.vmap(torch.func.jacrev(one))(x), encoder(x), encoder.tensors[0]
+    j, codes, weight = torch.vmap(torch.func.jacrev(code_of))(x), encoder(x), encoder.tensors[0]
     n = len(j)
     square = j**2
 

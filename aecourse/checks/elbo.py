@@ -451,11 +451,11 @@ def gaussian_cases(draw):
 
 
 def gaussian_extremes(draw):
-    one = torch.ones_like(OFFSETS)
+    ones = torch.ones_like(OFFSETS)
     return [
         # In float32 up to 40: beyond, a gradient through 1 / variance overflows in code that is right.
-        (Case("log-variances up to 40", (OFFSETS + 1, one, LOG_VARIANCES * 2 / 3)), f32, 1e-4),
-        (Case("log-variances up to 60", (OFFSETS + 1, one, LOG_VARIANCES)), f64, 1e-9),
+        (Case("log-variances up to 40", (OFFSETS + 1, ones, LOG_VARIANCES * 2 / 3)), f32, 1e-4),
+        (Case("log-variances up to 60", (OFFSETS + 1, ones, LOG_VARIANCES)), f64, 1e-9),
     ]
 
 

@@ -156,13 +156,13 @@ def log_mean_exp_extremes(draw):
 def log_mean_exp_properties(student: Student):
     log_w = torch.linspace(-3, 2, 24).reshape(4, 3, 2).sin()
     for dim, want in ((0, (3, 2)), (1, (4, 2)), (2, (4, 3)), (-1, (4, 3))):
-        found = student(log_w.clone(), dim)
-        right = isinstance(found, Tensor) and found.shape == want
-        why = f"for a tensor of shape (4, 3, 2) expected one of shape {want}, and got {shape(found)}"
+        result = student(log_w.clone(), dim)
+        right = isinstance(result, Tensor) and result.shape == want
+        why = f"for a tensor of shape (4, 3, 2) expected one of shape {want}, and got {shape(result)}"
         yield f"dim={dim}: this dimension is gone", held(right, why)
-    found = student(log_w.clone(), 0)
-    yield "finite", held(finite(found), "some numbers are not finite")
-    between = (found > log_w.amin(0)) & (found < log_w.amax(0))
+    result = student(log_w.clone(), 0)
+    yield "finite", held(finite(result), "some numbers are not finite")
+    between = (result > log_w.amin(0)) & (result < log_w.amax(0))
     yield (
         "between the smallest and the largest",
         held(between.all(), "a mean lies between the smallest and the largest"),
@@ -171,12 +171,12 @@ def log_mean_exp_properties(student: Student):
     yield (
         "moves with its input",
         held(
-            torch.allclose(moved, found + 0.5, atol=1e-5),
+            torch.allclose(moved, result + 0.5, atol=1e-5),
             "a constant added to log_w must be added to the result",
         ),
     )
     turned = student(log_w.flip(0), 0)
-    yield "blind to the order", held(torch.allclose(turned, found, atol=1e-5), "the order must not matter")
+    yield "blind to the order", held(torch.allclose(turned, result, atol=1e-5), "the order must not matter")
 
 
 def zeros(task: Task, student: Student, draw: Draw) -> None:
@@ -273,14 +273,14 @@ def iwae_bound_cases(draw):
 
 def iwae_bound_properties(student: Student):
     log_w = 2 * torch.linspace(-3, 3, 15).reshape(5, 3).sin() - 4
-    found = student(log_w.clone())
-    yield "one number per example", one_each(found, 3)
-    yield "finite", held(finite(found), "some bounds are not finite")
+    bounds = student(log_w.clone())
+    yield "one number per example", one_each(bounds, 3)
+    yield "finite", held(finite(bounds), "some bounds are not finite")
     better = student(log_w + torch.linspace(0, 1, 5).unsqueeze(1))
-    yield "higher when weights grow", held((better > found).all(), "larger weights must give a higher bound")
+    yield "higher when weights grow", held((better > bounds).all(), "larger weights must give a higher bound")
     yield (
         "at least the ELBO of the same samples",
-        held((found > log_w.mean(0)).all(), "the bound must be above the mean of the log weights"),
+        held((bounds > log_w.mean(0)).all(), "the bound must be above the mean of the log weights"),
     )
 
 
@@ -383,13 +383,13 @@ def estimate(
     full = (count(samples), *mean.shape)
     noise = draw(size(full), generator=generator, dtype=mean.dtype).expand(full)
     z = centre(mean) + spread(mean, logvar) * noise
-    one = torch.ones_like(mean)
+    ones = torch.ones_like(mean)
     terms = SimpleNamespace(
         likelihood=likelihood(x, decode(decoded(z, mean))),
-        prior=log_normal(z, 0, one),
+        prior=log_normal(z, 0, ones),
         q=log_normal(z, mean, density_spread(mean, logvar)),
         kl=0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(-1),
-        prior_at_mean=log_normal(mean, 0, one),
+        prior_at_mean=log_normal(mean, 0, ones),
         q_of_noise=-0.5 * (noise**2 + logvar + math.log(2 * math.pi)).sum(-1),
         q_at_mean=log_normal(mean, mean, std(mean, logvar)),
         log_std=0.5 * logvar.sum(-1),
@@ -666,22 +666,25 @@ def log_likelihood_properties(student: Student):
     draw = Draw(1)
     x, decode = greys(draw, 5, 6), picture(draw, 6, 2)
     for label, encode in (("a given encoder", posterior(draw, decode, 0.6, 1.2)), ("the prior", prior(6, 2))):
-        found = student(*prepared((x, encode, decode, 7, Seed(0)), f32), where=f"q is {label}")
-        yield f"q is {label}: one number per example", one_each(found, 5)
-        yield f"q is {label}: finite", held(finite(found), "some estimates are not finite")
+        estimates = student(*prepared((x, encode, decode, 7, Seed(0)), f32), where=f"q is {label}")
+        yield f"q is {label}: one number per example", one_each(estimates, 5)
+        yield f"q is {label}: finite", held(finite(estimates), "some estimates are not finite")
     yield (
         "q is the prior: never positive",
-        held((found <= 0).all(), "with q equal to the prior the weights are probabilities of x, at most 1"),
+        held(
+            (estimates <= 0).all(), "with q equal to the prior the weights are probabilities of x, at most 1"
+        ),
     )
-    again, other = (student(*prepared((x, encode, decode, 7, Seed(seed)), f32)) for seed in (0, 1))
+    again, reseeded = (student(*prepared((x, encode, decode, 7, Seed(seed)), f32)) for seed in (0, 1))
     yield (
         "the same generator state, the same numbers",
-        held(same(again, found, 0, 0), "two generators with the same seed give different results"),
+        held(same(again, estimates, 0, 0), "two generators with the same seed give different results"),
     )
     yield (
         "another seed, other numbers",
         held(
-            not same(other, found, 0, 0), "the generator's seed makes no difference, so it is not drawn from"
+            not same(reseeded, estimates, 0, 0),
+            "the generator's seed makes no difference, so it is not drawn from",
         ),
     )
 
@@ -691,16 +694,16 @@ def log_likelihood_properties(student: Student):
 
 def run(student: Student, case: Case, dtype: torch.dtype = f64) -> Tensor:
     """The estimates of one call, one finite number per example."""
-    found = student(*prepared(case.arguments, dtype), where=case.label)
+    estimates = student(*prepared(case.arguments, dtype), where=case.label)
     batch = len(case.arguments[0])
-    if not isinstance(found, Tensor) or found.shape != (batch,):
+    if not isinstance(estimates, Tensor) or estimates.shape != (batch,):
         raise Wrong(
-            f"{student.task.name} ({case.label}): {shape(found)} is returned, not a tensor of shape "
+            f"{student.task.name} ({case.label}): {shape(estimates)} is returned, not a tensor of shape "
             f"({batch},)."
         )
-    if not finite(found):
+    if not finite(estimates):
         raise Wrong(f"{student.task.name} ({case.label}): not all numbers are finite.")
-    return found.detach().to(f64)
+    return estimates.detach().to(f64)
 
 
 def random_case(draw: Draw, label: str, samples: int, k: int, low: float, high: float) -> Case:
@@ -717,9 +720,11 @@ def repeated(student: Student, case: Case, count: int) -> Tensor:
     Should a student's rows share their noise, that is for `draws` to say, and many calls are made.
     """
     x, *parts, seed = case.arguments
-    found = run(student, replace(case, arguments=(x.repeat(count, 1), *parts, seed))).reshape(count, len(x))
-    if len(found[:, 0].unique()) > count / 2:
-        return found
+    estimates = run(student, replace(case, arguments=(x.repeat(count, 1), *parts, seed))).reshape(
+        count, len(x)
+    )
+    if len(estimates[:, 0].unique()) > count / 2:
+        return estimates
     calls = (replace(case, arguments=(x, *parts, Seed(seed.number + i))) for i in range(count))
     return torch.stack([run(student, call) for call in calls])
 
@@ -732,9 +737,9 @@ def moments(numbers: Tensor) -> tuple[float, float, float, float]:
     return float(mean), float(spread) / math.sqrt(n), float(spread), float(error)
 
 
-def alike(one: Tensor, other: Tensor) -> bool:
+def alike(ours: Tensor, theirs: Tensor) -> bool:
     """Whether two sets of estimates have the same mean and scatter, as far as their number lets one say."""
-    (a, da, sa, ea), (b, db, sb, eb) = moments(one), moments(other)
+    (a, da, sa, ea), (b, db, sb, eb) = moments(ours), moments(theirs)
     return abs(a - b) <= 5 * math.hypot(da, db) + 1e-6 and abs(sa - sb) <= 5 * math.hypot(ea, eb) + 1e-6
 
 
@@ -746,18 +751,18 @@ def slip_of(student: Student) -> str:
         for samples, (low, high) in product((1, 5), ((0.4, 0.6), (1.4, 2.2)))
     ]
     try:
-        found = [
+        estimates = [
             run(student, replace(case, arguments=(case.arguments[0].repeat(500, 1), *case.arguments[1:])))
             for case in cases
         ]
     except Wrong:
         return ""
     for clause, way in WAYS:
-        for case, estimates in zip(cases, found):
+        for case, observed in zip(cases, estimates):
             x, *parts, seed = case.arguments
             generator = torch.Generator().manual_seed(seed.number + 1)
             guess = estimate(x.repeat(500, 1), *parts, generator, **way)
-            if guess.shape != estimates.shape or not guess.isfinite().all() or not alike(guess, estimates):
+            if guess.shape != observed.shape or not guess.isfinite().all() or not alike(guess, observed):
                 break
         else:
             return f" These are the numbers that one gets when {clause}." if clause else ""
@@ -811,13 +816,13 @@ def draws(task: Task, student: Student, draw: Draw) -> None:
             f"{samples} samples of one example, repeated",
             (x.repeat(1500, 1), encode, decode, samples, draw.seed()),
         )
-        found = run(student, case)
-        if len(found.unique()) < 1000:
+        estimates = run(student, case)
+        if len(estimates.unique()) < 1000:
             raise Wrong(
                 f"{task.name}: equal examples get equal estimates, so the noise or the result is shared in "
                 "the batch. Draw noise of shape (samples, batch, k), and average over the samples alone."
             )
-        weight = (found - found.max()).exp()
+        weight = (estimates - estimates.max()).exp()
         scatter = (weight.var() / weight.mean() ** 2) / (chi_square(x, encode, decode).item() / samples)
         if not 1 / 1.4 < scatter < 1.4:
             way = "more" if scatter > 1 else "less"
@@ -884,8 +889,11 @@ def active_units_slips(mean, threshold=None):
     yield "the second moment is taken: the mean over the data is not subtracted", counted(second)
     yield "the threshold is not used", counted(variance, 0.01)
     yield "a threshold of 0 is taken for none", counted(variance, level or 0.01)
-    for other in (0.0, 0.001, 0.1):
-        yield "the default of threshold is not 0.01", counted(variance, other if threshold is None else level)
+    for default in (0.0, 0.001, 0.1):
+        yield (
+            "the default of threshold is not 0.01",
+            counted(variance, default if threshold is None else level),
+        )
     yield "the square root of the threshold is taken", counted(variance, level**0.5)
     yield "inactive units are counted", int((variance <= level).sum())
     yield "the squared differences are summed, not averaged", counted(variance * len(mean))
@@ -956,13 +964,16 @@ def active_units_probes(draw):
 def active_units_properties(student: Student):
     draw = Draw(2)
     mean = columns(draw, 60, CLEAR + QUIET).to(f32)
-    found = student(mean.clone())
-    yield "a Python int", held(type(found) is int, f"expected an int, and got {shape(found)}")
-    yield "from 0 to the number of latents", held(0 <= found <= 10, "there are at most as many as latents")
+    active = student(mean.clone())
+    yield "a Python int", held(type(active) is int, f"expected an int, and got {shape(active)}")
+    yield "from 0 to the number of latents", held(0 <= active <= 10, "there are at most as many as latents")
     moved = student(mean + 1)
-    yield "blind to a constant", held(moved == found, "a constant added to all means changes no variance")
+    yield "blind to a constant", held(moved == active, "a constant added to all means changes no variance")
     doubled = student(torch.cat([mean, mean]))
-    yield "blind to a repeated data set", held(doubled == found, "the data twice over have the same variance")
+    yield (
+        "blind to a repeated data set",
+        held(doubled == active, "the data twice over have the same variance"),
+    )
     fewer = student(mean.clone(), threshold=100.0)
     yield "none above a huge threshold", held(fewer == 0, "with threshold=100 no unit is active here")
 

@@ -138,9 +138,9 @@ def parameters(task: Task, student: Student, draw) -> None:
         f, mean, logvar, noise = prepared(case.arguments, f64)
         where = f"{task.name} ({case.label})"
         want = task.reference(f, mean, logvar, noise)
-        plain = mean.clone(), logvar.clone(), noise.clone()
-        got = student(f, *plain, where=case.label)
-        if any(one.requires_grad for one in plain):
+        detached = mean.clone(), logvar.clone(), noise.clone()
+        got = student(f, *detached, where=case.label)
+        if any(part.requires_grad for part in detached):
             raise Wrong(
                 f"{where}: an input requires gradients after the call, and did not before. Leave the inputs "
                 "as they are: work on detached copies."
@@ -310,8 +310,8 @@ def pathwise_slips(f, m, s, eps):
             ("the noise is subtracted", -sd, (-sd / 2, sd / 2)),
         ):
             for chain in chains:
-                other = slope(f, m + std * eps)
-                yield clause, other, other * chain * eps
+                wrong = slope(f, m + std * eps)
+                yield clause, wrong, wrong * chain * eps
         yield "the variance stands in the chain rule, not the standard deviation", g, g * 0.5 * v * eps
         yield "the standard deviation is missing from the chain rule for logvar", g, g * 0.5 * eps
         yield "the noise is missing from the chain rule for logvar", g, g * 0.5 * sd
@@ -323,9 +323,9 @@ def pathwise_slips(f, m, s, eps):
         yield "the gradient for the mean is multiplied by the standard deviation", g * sd, g * 0.5 * sd * eps
         yield "the gradients are those for the noise", g * sd, g * sd
         yield "the slope is taken at the mean, not at the samples", at_mean, at_mean * 0.5 * sd * eps
-        one = slope(f, m + sd * eps[:1]).expand_as(eps)
-        yield "the first noise serves for all samples", one, one * 0.5 * sd * eps[:1]
-        yield "the first noise serves for all samples", one, one * 0.5 * sd * eps
+        at_first = slope(f, m + sd * eps[:1]).expand_as(eps)
+        yield "the first noise serves for all samples", at_first, at_first * 0.5 * sd * eps[:1]
+        yield "the first noise serves for all samples", at_first, at_first * 0.5 * sd * eps
         centre = slope(f, z.mean(0, keepdim=True)).expand_as(eps)
         yield "the samples are averaged before f sees them", centre, centre * 0.5 * sd * eps
         around_zero = slope(f, sd * eps)
@@ -389,10 +389,10 @@ def pathwise_properties(student: Student):
     def call(f=f, eps=eps):
         return student(f, mean.clone(), logvar.clone(), eps.clone())
 
-    found = call()
-    yield "two gradients of shape (k,)", is_pair(found, 3)
-    yield "finite", "" if finite(found) else "some numbers are not finite"
-    yield "the same at a second call", "" if same(call(), plain(found), 0, 0) else NOT_RANDOM
+    pair = call()
+    yield "two gradients of shape (k,)", is_pair(pair, 3)
+    yield "finite", "" if finite(pair) else "some numbers are not finite"
+    yield "the same at a second call", "" if same(call(), plain(pair), 0, 0) else NOT_RANDOM
     flat = Quadratic(torch.zeros(3, 3), torch.zeros(3), torch.tensor(2.0))
     why = "" if all(map(zero, call(f=flat))) else "the average of a constant does not move"
     yield "no gradient for a constant f", why
@@ -405,10 +405,10 @@ def composed(own, f, mean, logvar, eps):
     leaves = [mean.detach().clone().requires_grad_(), logvar.detach().clone().requires_grad_()]
     try:
         total = f(own[0](*leaves, eps)).mean()
-        found = torch.autograd.grad(total, leaves, allow_unused=True)
+        slopes = torch.autograd.grad(total, leaves, allow_unused=True)
     except (RuntimeError, TypeError, AttributeError):
         return None
-    return tuple(torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found))
+    return tuple(torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes))
 
 
 PATHWISE_GRADIENT = Task(
@@ -549,16 +549,18 @@ def score_slips(f, m, s, z, baseline=None):
             kept, right = (0 * z, -0.5 * weight), scores(weight, m, s, z)
             cut = "z is rebuilt from mean and logvar and not detached in log q, so that log q moves with it"
             yield (weighed, cut), *kept
-            both = "a pathwise term is mixed in: neither the sample nor f(z) is detached"
-            yield (weighed, both), *(one + log_q * other for one, other in zip(kept, path))
-            half = "a pathwise term is added: f(z) is differentiated too, where its value alone should appear"
-            yield (weighed, half), *(one + log_q * other for one, other in zip(right, path))
-            yield (weighed, half), *(one + other for one, other in zip(right, path))
+            undetached = "a pathwise term is mixed in: neither the sample nor f(z) is detached"
+            yield (weighed, undetached), *(term + log_q * path_term for term, path_term in zip(kept, path))
+            added = (
+                "a pathwise term is added: f(z) is differentiated too, where its value alone should appear"
+            )
+            yield (weighed, added), *(term + log_q * path_term for term, path_term in zip(right, path))
+            yield (weighed, added), *(term + path_term for term, path_term in zip(right, path))
             yield ("it is the pathwise estimator, not the score function's", weighed), *path
             late = "the baseline is subtracted from the gradient, not from f"
             unweighed = scores(value.unsqueeze(1), m, s, z)
-            loss = torch.as_tensor(b, dtype=f64).reshape(-1, 1)
-            yield (weighed, late), *(one - loss for one in unweighed)
+            baselines = torch.as_tensor(b, dtype=f64).reshape(-1, 1)
+            yield (weighed, late), *(term - baselines for term in unweighed)
 
     return pairs(formulas())
 
@@ -620,10 +622,10 @@ def score_properties(student: Student):
     def call(*baseline, f=f, z=z):
         return student(f, mean.clone(), logvar.clone(), z.clone(), *baseline)
 
-    found = call()
-    yield "two gradients of shape (k,)", is_pair(found, 3)
-    yield "finite", "" if finite(found) else "some numbers are not finite"
-    yield "the same at a second call", "" if same(call(), plain(found), 0, 0) else NOT_RANDOM
+    pair = call()
+    yield "two gradients of shape (k,)", is_pair(pair, 3)
+    yield "finite", "" if finite(pair) else "some numbers are not finite"
+    yield "the same at a second call", "" if same(call(), plain(pair), 0, 0) else NOT_RANDOM
     centre = call(z=mean.repeat(4, 1))
     why = "" if zero(centre[0]) else "at its mean a Gaussian is flat: the score for the mean is zero there"
     yield "no gradient for the mean from samples at the mean", why
@@ -744,17 +746,19 @@ def per_sample(result, samples: int) -> str:
 
 def loo_properties(student: Student):
     values = torch.tensor([1.0, -2.0, 4.0, 0.5, 3.0])
-    found = student(values.clone())
-    yield "one number per sample", per_sample(found, 5)
-    yield "finite", "" if finite(found) else "some numbers are not finite"
+    baselines = student(values.clone())
+    yield "one number per sample", per_sample(baselines, 5)
+    yield "finite", "" if finite(baselines) else "some numbers are not finite"
     order = torch.tensor([3, 0, 4, 1, 2])
     why = (
-        "" if torch.allclose(student(values[order]), found[order], atol=1e-5) else "the order must not matter"
+        ""
+        if torch.allclose(student(values[order]), baselines[order], atol=1e-5)
+        else "the order must not matter"
     )
     yield "values in another order, baselines in that order", why
     why = (
         ""
-        if torch.allclose(student(values + 10), found + 10, atol=1e-4)
+        if torch.allclose(student(values + 10), baselines + 10, atol=1e-4)
         else "all values 10 higher: so are these"
     )
     yield "higher with the values", why

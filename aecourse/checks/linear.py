@@ -63,8 +63,8 @@ def example(n: int, dim: int, seed: int = 5) -> Tensor:
     return spectral(draw, n, falling(draw, min(n - 1, dim)), dim).to(f32)
 
 
-def near(one, other, tolerance: float = 1e-4) -> bool:
-    return same(one, other, tolerance, tolerance)
+def near(result, expected, tolerance: float = 1e-4) -> bool:
+    return same(result, expected, tolerance, tolerance)
 
 
 def triple(result, shapes) -> str:
@@ -248,11 +248,11 @@ def pca_extremes(draw):
 def pca_properties(student: Student):
     for n, dim, k in ((9, 4, 2), (4, 7, 3)):
         X = example(n, dim)
-        found = student(X.clone(), k)
+        result = student(X.clone(), k)
         label = f"{n} examples of {dim} dimensions"
-        yield f"{label}: three results", triple(found, [(dim,), (k, dim), (k,)])
-        yield f"{label}: finite", "" if finite(found) else "some numbers are not finite"
-        _, components, eigenvalues = found
+        yield f"{label}: three results", triple(result, [(dim,), (k, dim), (k,)])
+        yield f"{label}: finite", "" if finite(result) else "some numbers are not finite"
+        _, components, eigenvalues = result
         why = "" if near(components.square().sum(1), torch.ones(k)) else "each component should have length 1"
         yield f"{label}: components of length 1", why
         right = near(components @ components.mT, torch.eye(k), 1e-3)
@@ -481,7 +481,7 @@ RECONSTRUCT = Task(
 def variance_split(X, X_hat):
     mean = X.sum(0) / len(X)
     pairs = (X, mean), (X_hat, mean), (X, X_hat)
-    return tuple(torch.einsum("nd,nd->n", one - other, one - other) for one, other in pairs)
+    return tuple(torch.einsum("nd,nd->n", start - end, start - end) for start, end in pairs)
 
 
 LEGS = [
@@ -531,11 +531,11 @@ def variance_split_slips(X, X_hat):
     orders += [("the three results are in another order", o) for o in list(permutations(range(3)))[1:]]
     for clauses, (three, reduce, order) in mixed(legs, LEGS, orders):
         try:
-            found = [reduce(leg) for leg in three]
+            reduced = [reduce(leg) for leg in three]
         except (RuntimeError, IndexError):  # a dimension that is not there
             yield clauses, None
             continue
-        yield clauses, tuple(found[i] for i in order)
+        yield clauses, tuple(reduced[i] for i in order)
     roots = [s.sum(1) for s in (t, p)]
     yield minus, (*roots, (roots[0] - roots[1]).abs())
     yield minus, (*roots, (roots[0] - roots[1]).clamp_min(0))
@@ -585,17 +585,17 @@ def split_properties(student: Student):
     def call(X, X_hat):
         return student(X.clone(), X_hat.clone())
 
-    found = call(X, X_hat)
-    yield "three tensors, one number per example", triple(found, [(6,)] * 3)
-    yield "finite", "" if finite(found) else "some numbers are not finite"
-    why = "" if all((part >= 0).all() for part in found) else "squared distances are never negative"
+    split = call(X, X_hat)
+    yield "three tensors, one number per example", triple(split, [(6,)] * 3)
+    yield "finite", "" if finite(split) else "some numbers are not finite"
+    why = "" if all((part >= 0).all() for part in split) else "squared distances are never negative"
     yield "never negative", why
     total, projected, error = call(X, X)
     right = near(error, torch.zeros(6)) and near(total, projected)
     why = "" if right else "where X_hat is X, the error is 0, and total and projected are equal"
     yield "no error where X_hat is X", why
     moved = call(X + SHIFT, X_hat + SHIFT)
-    right = near(tuple(moved), tuple(found), 1e-3)
+    right = near(tuple(moved), tuple(split), 1e-3)
     yield "X and X_hat moved together: the same", "" if right else "only differences should matter"
 
 
@@ -623,8 +623,8 @@ def regularised_loss(X, W1, W2, lam):
 
 
 def cross(W1, W2, lam):
-    one, other = lam.sqrt() @ W1, W2 @ lam.sqrt()
-    return one @ one + other @ other
+    encoder, decoder = lam.sqrt() @ W1, W2 @ lam.sqrt()
+    return encoder @ encoder + decoder @ decoder
 
 
 def regularised_loss_slips(X, W1, W2, lam):

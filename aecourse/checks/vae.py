@@ -221,7 +221,7 @@ def network_properties(student: Student):
     yield "finite", "" if finite(got) else "not all numbers are finite"
     alone = forward(module, x[:50])
     first = alone if isinstance(alone, tuple) else (alone,)
-    near = all(torch.allclose(one, part[:50], atol=1e-5) for one, part in zip(first, parts))
+    near = all(torch.allclose(rows, part[:50], atol=1e-5) for rows, part in zip(first, parts))
     why = "" if near else "a row's result depends on the other rows, or on chance"
     yield "a row gives the same in any batch", why
 
@@ -231,8 +231,8 @@ def network_values(task: Task, student: Student, draw: Draw) -> None:
     cases = list(network_cases(draw, heads))
     x = draw(200, 6)
     module = loaded(student, (6, 5, 3), network_state(draw, heads, 6, 5, 3), f32)
-    one, other = (forward(module, x.to(f32)) for _ in range(2))
-    needs(same(one, other, 0, 0), f"{task.name}: two calls differ. Nothing is drawn here: no dropout.")
+    first, second = (forward(module, x.to(f32)) for _ in range(2))
+    needs(same(first, second, 0, 0), f"{task.name}: two calls differ. Nothing is drawn here: no dropout.")
     for (label, sizes, state, x), dtype in product(cases, (f64, f32)):
         where, x = f"{task.name} ({label})", x.to(dtype)
         module, before = loaded(student, sizes, state, dtype), x.clone()
@@ -369,7 +369,7 @@ def vae_values(task: Task, student: Student, draw: Draw) -> None:
             good = same(tuple(rest), (mean, logvar), 1e-5, 1e-6)
             needs(good, f"{where}: forward does not return the mean and logvar of the encoder.")
             others = (vae.call("forward", x, draw.seed())[0] for _ in range(20))
-            if same(logits, decoded, 1e-5, 1e-6) and all(same(one, logits, 1e-5, 1e-6) for one in others):
+            if same(logits, decoded, 1e-5, 1e-6) and all(same(again, logits, 1e-5, 1e-6) for again in others):
                 when = "" if mode else " in evaluation mode"
                 raise Wrong(f"{where}: forward decodes the mean{when}, where a draw of q(z|x) is asked.")
         _forward_is_composed(student, vae, x, draw, where)
@@ -422,10 +422,10 @@ def _forward_draws(vae: ModuleProxy, x: Tensor, draw: Draw, where: str) -> None:
     needs(shape(logits) == shape(ours), f"{where}: the logits are {shape(logits)}.")
     if (two_samples(torch.cat([ours, ours**2], 1), torch.cat([logits, logits**2], 1)).abs() < LIMIT).all():
         return
-    other = closest(
+    words = closest(
         logits.to(f64).mean(0), [("probabilities are returned, not logits", ours.sigmoid().mean(0))]
     )
-    raise Wrong(f"{where}: the logits are not the decoder's at a draw of sample_latent.{other}")
+    raise Wrong(f"{where}: the logits are not the decoder's at a draw of sample_latent.{words}")
 
 
 def vae_noise(task: Task, student: Student, draw: Draw) -> None:
@@ -491,7 +491,7 @@ def _noise_is_right(vae: ModuleProxy, draw: Draw) -> None:
     if max(abs(z_score(column**4, 3.0)) for column in noise.T) > 2 * LIMIT:  # a heavy tail, hence twice
         raise Wrong("VAE: the noise of sample_latent has the right spread, but is not normal.")
     neighbours = [noise[1:] * noise[:-1], noise[n // 2 :] * noise[: n // 2]]
-    pairs = [(one * other)[:, None] for one, other in pairwise(noise.T)]
+    pairs = [(column * neighbour)[:, None] for column, neighbour in pairwise(noise.T)]
     if max(abs(z_score(c, 0.0)) for products in neighbours + pairs for c in products.T) > LIMIT:
         raise Wrong("VAE: the noise of sample_latent is not independent for each example and latent.")
 
@@ -517,8 +517,8 @@ def vae_samples(task: Task, student: Student, draw: Draw) -> None:
     sizes = (6, 7, 3)
     vae = loaded(student, sizes, vae_state(draw, *sizes, scale=1.5), f32)
     uses_generator(student, lambda generator: vae.call("sample", 5, generator))
-    one = vae.call("sample", 1, draw.seed(), where="n = 1")
-    needs(shape(one) == shape(torch.ones(1, 6)), f"VAE: sample(1) returns {shape(one)}, not (1, dim).")
+    image = vae.call("sample", 1, draw.seed(), where="n = 1")
+    needs(shape(image) == shape(torch.ones(1, 6)), f"VAE: sample(1) returns {shape(image)}, not (1, dim).")
     n = 40_000
     p = vae.call("sample", n, draw.seed(), where=f"n = {n}")
     needs(shape(p) == shape(torch.ones(n, 6)), f"VAE: sample({n}) returns {shape(p)}, not ({n}, dim).")
@@ -733,13 +733,13 @@ def negative_elbo_properties(student: Student):
         model, x, _, generator = prepared((*arguments[:3], Seed(seed)), f32)
         return student(model, x, beta, generator)
 
-    one = loss(1)
-    good = isinstance(one, Tensor) and one.dim() == 0
-    yield "one number for a batch", "" if good else f"expected a tensor of shape (), got {shape(one)}"
-    yield "finite", "" if finite(one) else "the loss is not finite"
-    yield "positive", "" if one > 0 else "-log p(x|z) of pixels and a KL are never negative"
-    yield "the same for the same seed", "" if same(loss(1), one, 0, 0) else "the same seed, another loss"
-    yield "a larger beta costs more", "" if loss(1, 4.0) > one else "a larger beta must cost more"
+    value = loss(1)
+    good = isinstance(value, Tensor) and value.dim() == 0
+    yield "one number for a batch", "" if good else f"expected a tensor of shape (), got {shape(value)}"
+    yield "finite", "" if finite(value) else "the loss is not finite"
+    yield "positive", "" if value > 0 else "-log p(x|z) of pixels and a KL are never negative"
+    yield "the same for the same seed", "" if same(loss(1), value, 0, 0) else "the same seed, another loss"
+    yield "a larger beta costs more", "" if loss(1, 4.0) > value else "a larger beta must cost more"
 
 
 PARAMETERS = ["the encoder's mean"] * 2 + ["the encoder's log-variance"] * 2 + ["the decoder"] * 2
@@ -776,8 +776,8 @@ def negative_elbo_gradients(task: Task, student: Student, draw: Draw) -> None:
             raise Wrong(f"negative_elbo ({where}): the gradient for {PARAMETERS[i]} is wrong{words}")
 
 
-def _near(one: float, other: float) -> bool:
-    return abs(one - other) < 1e-5 * (1 + abs(other))
+def _near(slope: float, expected: float) -> bool:
+    return abs(slope - expected) < 1e-5 * (1 + abs(expected))
 
 
 def _seeded_loss(student: Student, tensors, x, beta, seed: Seed, where: str):
@@ -836,8 +836,8 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
     uses_generator(student, call)
     x = few.repeat(rows // 5, 1)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(calls)]
-    found = student.each([((model, x, 1.0, generator), {}, "") for generator in generators])
-    results = torch.stack([torch.as_tensor(one) for one in found]).to(f64).detach()
+    losses = student.each([((model, x, 1.0, generator), {}, "") for generator in generators])
+    results = torch.stack([torch.as_tensor(loss) for loss in losses]).to(f64).detach()
     needs(results.dim() == 1, "negative_elbo: the result is not one number.")
     # What the student takes for the KL, right or wrong, is seen with a decoder that ignores z.
     blind = AffineVAE(*model.tensors[:4], torch.zeros_like(model.tensors[4]), model.tensors[5])
@@ -949,8 +949,8 @@ def mean_image_elbo(images: Tensor, others: Tensor) -> float:
     return float((x * mean.log() + (1 - x) * (1 - mean).log()).sum(1).mean())
 
 
-def equal_states(one: dict, other: dict) -> bool:
-    return all(torch.allclose(one[name], other[name], rtol=1e-5, atol=1e-7) for name in one)
+def equal_states(left: dict, right: dict) -> bool:
+    return all(torch.allclose(left[name], right[name], rtol=1e-5, atol=1e-7) for name in left)
 
 
 def train_properties(student: Student):
@@ -1024,9 +1024,9 @@ def train_updates(task: Task, student: Student, draw: Draw) -> None:
     base = trained(student, images, 2, 1, 3)[1]
     idle = []
     for i in range(len(images)):
-        other = images.clone()
-        other[i] = 1 - other[i]
-        state = trained(student, other, 2, 1, 3)[1]
+        changed = images.clone()
+        changed[i] = 1 - changed[i]
+        state = trained(student, changed, 2, 1, 3)[1]
         idle += [i] if all(torch.equal(base[name], state[name]) for name in base) else []
     needs(
         not idle,
@@ -1262,14 +1262,16 @@ def mended_f(task: Task, student: Student, draw: Draw) -> None:
     x, calls, start = draw(4, 6, low=0, high=1), 400, draw.seed().number
     for mode in (False, True):
         vae.training(mode)
-        one, other, again = (vae.call("elbo", x, Seed(seed)) for seed in (start, start + 1, start))
+        first, second, again = (vae.call("elbo", x, Seed(seed)) for seed in (start, start + 1, start))
         when = "training" if mode else "evaluation"
         needs(
-            not same(one, other, 1e-9, 1e-9),
+            not same(first, second, 1e-9, 1e-9),
             f"MendedVAE: symptom F is there still: in {when} mode two draws give the same `elbo`. The mean "
             "is decoded, which is too good: a bound is an average over draws of q(z|x).",
         )
-        needs(same(one, again, 0, 0), "MendedVAE: symptom F: `elbo` draws from elsewhere than its generator.")
+        needs(
+            same(first, again, 0, 0), "MendedVAE: symptom F: `elbo` draws from elsewhere than its generator."
+        )
         mean, logvar = vae.call("encode", x)
         kl = vae.call("kl", mean, logvar)
         seeds = [Seed(start + i) for i in range(2, 2 * calls)]
