@@ -32,7 +32,8 @@ from aecourse.checks.core import (
     uses_generator,
     values,
 )
-from aecourse.checks.parts import CountJoint, LinearJoint
+from aecourse.checks.elbo import per_example
+from aecourse.checks.parts import CountJoint, LinearJoint, line
 
 # ---- shared by several tasks
 
@@ -79,10 +80,6 @@ def number_cases(draw):
 def with_numbers(task: Task, student: Student, draw) -> None:
     """The values, with sigma2 as a tensor and as a number."""
     values(replace(task, cases=number_cases), student, draw)
-
-
-def line(start, stop, *size):
-    return torch.linspace(start, stop, math.prod(size)).reshape(size)
 
 
 # Small whole numbers whose columns are neither orthogonal nor of equal length.
@@ -374,9 +371,7 @@ def likelihood_properties(student: Student):
         return student(x.clone(), W.clone(), OFFSET.clone(), sigma2)
 
     log_p = call()
-    right = isinstance(log_p, Tensor) and log_p.shape == (5,)
-    why = f"expected one number per example, a tensor of shape (5,), and got {shape(log_p)}"
-    yield "one number per example", "" if right else why
+    yield "one number per example", per_example(log_p, 5)
     yield "finite", "" if finite(log_p) else "some values are not finite"
     why = "" if torch.allclose(call(sigma2=0.5), log_p) else "sigma2=0.5 and torch.tensor(0.5) are the same"
     yield "sigma2 may be a number", why

@@ -30,6 +30,7 @@ from aecourse.checks.core import (
     uses_generator,
     values,
 )
+from aecourse.checks.parts import line
 
 # ---- shared by several tasks: in each list of slips the first is right
 
@@ -82,10 +83,6 @@ def scalar(student: Student, result) -> str:
 def close(result, expected) -> bool:
     result, expected = (torch.as_tensor(value).detach().to(f64) for value in (result, expected))
     return torch.allclose(result, expected, rtol=1e-4, atol=1e-6)
-
-
-def line(start, stop, *size):
-    return torch.linspace(start, stop, math.prod(size)).reshape(size)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -24,6 +24,7 @@ from aecourse.checks.core import (
     stability,
     values,
 )
+from aecourse.checks.parts import line
 
 # ---- shared by several tasks
 # Slips yield what to tell and the terms (batch, ...) that it leads to, before any sum; the first is right.
@@ -82,10 +83,6 @@ def per_example(result, batch: int) -> str:
         if right
         else f"expected one number per example, a tensor of shape ({batch},), and got {shape(result)}"
     )
-
-
-def line(start, stop, *size):
-    return torch.linspace(start, stop, math.prod(size)).reshape(size)
 
 
 # ---- gaussian_kl(mean, logvar): of a diagonal Gaussian from the prior

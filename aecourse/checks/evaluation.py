@@ -37,6 +37,7 @@ from aecourse.checks.core import (
     values,
     z_score,
 )
+from aecourse.checks.elbo import per_example
 from aecourse.checks.parts import Affine, GaussianEncoder
 
 # ---- shared by several tasks
@@ -91,13 +92,6 @@ def rough(draw, *size):
 def held(good, why: str) -> str:
     """What `Task.properties` yields: "" when all is well."""
     return "" if good else why
-
-
-def one_each(result, batch: int) -> str:
-    right = isinstance(result, Tensor) and result.shape == (batch,)
-    return held(
-        right, f"expected one number per example, a tensor of shape ({batch},), and got {shape(result)}"
-    )
 
 
 # ---- log_mean_exp(log_w, dim): the log of the mean of the weights along dim
@@ -274,7 +268,7 @@ def iwae_bound_cases(draw):
 def iwae_bound_properties(student: Student):
     log_w = 2 * torch.linspace(-3, 3, 15).reshape(5, 3).sin() - 4
     bounds = student(log_w.clone())
-    yield "one number per example", one_each(bounds, 3)
+    yield "one number per example", per_example(bounds, 3)
     yield "finite", held(finite(bounds), "some bounds are not finite")
     better = student(log_w + torch.linspace(0, 1, 5).unsqueeze(1))
     yield "higher when weights grow", held((better > bounds).all(), "larger weights must give a higher bound")
@@ -667,7 +661,7 @@ def log_likelihood_properties(student: Student):
     x, decode = greys(draw, 5, 6), picture(draw, 6, 2)
     for label, encode in (("a given encoder", posterior(draw, decode, 0.6, 1.2)), ("the prior", prior(6, 2))):
         estimates = student(*prepared((x, encode, decode, 7, Seed(0)), f32), where=f"q is {label}")
-        yield f"q is {label}: one number per example", one_each(estimates, 5)
+        yield f"q is {label}: one number per example", per_example(estimates, 5)
         yield f"q is {label}: finite", held(finite(estimates), "some estimates are not finite")
     yield (
         "q is the prior: never positive",

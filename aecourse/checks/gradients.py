@@ -29,7 +29,7 @@ from aecourse.checks.core import (
     stability,
     values,
 )
-from aecourse.checks.parts import First, Part, Quadratic, Sine, Step
+from aecourse.checks.parts import First, Part, Quadratic, Sine, Step, line
 
 # ---- shared by several tasks
 
@@ -107,10 +107,6 @@ def quadratic(draw, k):
 
 def sine(draw, k):
     return Sine(1.5 * draw(k) / k**0.5, draw())
-
-
-def line(start, stop, *size):
-    return torch.linspace(start, stop, math.prod(size)).reshape(size)
 
 
 def zero(result) -> bool:
@@ -686,7 +682,7 @@ def leave_one_out_baseline(values):
     return torch.stack([values[row].mean() for row in others])
 
 
-def baseline_slips(x):
+def loo_slips(x):
     n, total = len(x), x.sum()
     right = (total - x) / (n - 1)
     yield "", right
@@ -797,7 +793,7 @@ LEAVE_ONE_OUT_BASELINE = Task(
     name="leave_one_out_baseline",
     read="gradients#baselines-that-you-can-compute",
     reference=leave_one_out_baseline,
-    slips=baseline_slips,
+    slips=loo_slips,
     properties=loo_properties,
     cases=loo_cases,
     probes=lambda draw: [Case("", (2 + draw(7).abs(),)), Case("", (draw(5),))],

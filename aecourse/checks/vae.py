@@ -649,7 +649,7 @@ def negative_elbo(x, model, beta):
 def negative_elbo_slips(model, x, beta, generator):
     mean, logvar = model.encoder(x)
     logits, b, (n, dim), k = model.decoder(mean), beta, x.shape, mean.shape[1]
-    nll = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
+    nll = _nll(x, logits)
     d = next(iter(gaussian_kl_slips(mean, logvar)))[1].sum(1)
     loss = nll + b * d
     yield "", loss.mean()
