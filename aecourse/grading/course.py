@@ -30,6 +30,7 @@ from sqlalchemy.exc import SAWarning, SQLAlchemyError
 from tqdm import tqdm
 from traitlets.config.loader import PyFileConfigLoader
 
+from aecourse.extras import needs
 from aecourse.grading import export, pages, similar, submission, worker
 from aecourse.grading.sandbox import Limits
 from aecourse.grading.submission import Assignment
@@ -222,7 +223,8 @@ def _begin() -> None:
 
 def cluster(bundles: list[Bundle], scheduler: str) -> Iterator[tuple[Bundle, dict | Exception]]:
     """Grade on a Dask cluster. Its workers need this package, bubblewrap, and nothing of the course."""
-    from distributed import Client, as_completed
+    with needs("cluster", "A cluster needs distributed, of Dask"):
+        from distributed import Client, as_completed
 
     with Client(scheduler) as client:
         jobs = {}
