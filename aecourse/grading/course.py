@@ -109,7 +109,7 @@ class Course:
         try:
             return Gradebook(self.database, self.folders.course_id)
         except ModuleNotFoundError as error:
-            raise CourseError(f'{error}. For PostgreSQL: pip install "aecourse[postgres]"') from None
+            raise CourseError(f'{error}. For PostgreSQL: pip install "aecourse[postgres]".') from None
         except SQLAlchemyError as error:
             words = str(error).partition("\n")[0]  # the address, which may hold a password, is not in it
             raise CourseError(f"The gradebook cannot be opened: {words}") from None
