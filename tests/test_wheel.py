@@ -263,6 +263,7 @@ print(json.dumps({
     "outcomes": {code: outcome(code) for code in todo["codes"]},
     "there": [name for name in todo["modules"] if importlib.util.find_spec(name)],
     "from": aecourse.__file__,
+    "info": cli.info(),
     "sizes": {name: len((resources.files("aecourse") / name).read_bytes()) for name in todo["data"]},
 }))
 """
@@ -286,6 +287,12 @@ def test_the_environment_has_the_wheel_and_no_optional_package(without_extras):
     assert without_extras["there"] == []
     assert "site-packages" in Path(without_extras["from"]).parts
     assert REPOSITORY not in Path(without_extras["from"]).parents
+
+
+def test_the_command_is_installed(clean):
+    done = clean("aecourse", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "versions and devices" in done.stdout
 
 
 def test_data_files_are_read_through_the_package(without_extras, files):
@@ -354,11 +361,8 @@ def test_grading_names_the_extras_of_a_database_server_and_of_a_cluster(code, ex
     assert words.endswith(f'pip install "aecourse[{extra}]".')
 
 
-def test_info_works_without_extras(clean, declared):
-    done = clean("aecourse", "info")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    rows = dict(re.match(r"(.+?) {2,}(.*)|(.+)", line).groups()[:2] for line in done.stdout.splitlines())
+def test_info_works_without_extras(without_extras, declared):
+    rows = dict(re.split(" {2,}", row, maxsplit=1) for row in without_extras["info"].splitlines())
     assert rows["aecourse"] == aecourse.__version__
     assert rows["torch"] == importlib.metadata.version("torch")
     assert rows["scikit-learn"] == 'not installed: pip install "aecourse[book]"'
