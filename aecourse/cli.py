@@ -5,16 +5,13 @@ import inspect
 import json
 import os
 import platform
+import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from aecourse.extras import needs
 from aecourse.models import MODELS
-
-PACKAGES = (
-    "torch torchvision numpy matplotlib scikit-learn scikit-image ipywidgets anywidget safetensors "
-    "jupyter-book nbgrader"
-).split()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -185,10 +182,8 @@ def grade(options: argparse.Namespace) -> int:
     """``aecourse grade``; 0 when every submission was graded, 2 when some need a person."""
     if sys.platform == "win32":
         raise RuntimeError("Grading needs Linux for its sandbox; on Windows, use it in WSL.")
-    try:
+    with needs("grading", "Grading needs nbgrader and what goes with it"):
         from aecourse.grading import course as grading
-    except ImportError as error:
-        raise ImportError(f'{error}. Grading needs more packages: pip install "aecourse[grading]"') from None
     from aecourse.grading.sandbox import Limits
 
     asked = {
@@ -217,10 +212,8 @@ def grade(options: argparse.Namespace) -> int:
 
 def check_submission(options: argparse.Namespace) -> int:
     """``aecourse check-submission``; 0 when nothing stands in the way of grading, else 1."""
-    try:
+    with needs("check", "check-submission needs nbformat, nbclient and ipykernel"):
         from aecourse.grading import preflight
-    except ImportError as error:
-        raise ImportError(f"{error}. For this command: pip install nbformat nbclient ipykernel") from None
     return preflight.main(**{name: value for name, value in vars(options).items() if name != "command"})
 
 
@@ -307,6 +300,20 @@ def _number_or_name(text: str) -> float | str:
         return text
 
 
+def _packages() -> dict[str, str]:
+    """The packages that this one declares, and the extra that each is in, "" for the core's. Without those of
+    developers."""
+    try:
+        declared = requires("aecourse") or []
+    except PackageNotFoundError:  # a checkout on the path, not installed
+        declared = ["torch", "numpy", "tqdm"]
+    packages = {}
+    for requirement in declared:
+        extra = re.search(r"""extra == ['"]([\w-]+)""", requirement)
+        packages.setdefault(re.match(r"[\w.-]+", requirement)[0], extra[1] if extra else "")
+    return {name: extra for name, extra in packages.items() if extra != "dev"}
+
+
 def info() -> str:
     """What a maintainer needs to know of this installation: versions, device, data."""
     import torch
@@ -319,11 +326,12 @@ def info() -> str:
         ("aecourse", aecourse.__version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
     ]
-    for name in PACKAGES:
+    for name, extra in _packages().items():
         try:
             rows.append((name, version(name)))
         except PackageNotFoundError:
-            rows.append((name, "not installed"))
+            cure = f': pip install "aecourse[{extra}]"' if extra else ""
+            rows.append((name, f"not installed{cure}"))
     device = pick_device()
     rows.append(("device", torch.cuda.get_device_name() if device.type == "cuda" else str(device)))
     rows.append(("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors"))

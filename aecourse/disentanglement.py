@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from aecourse.contracts import check_count, check_finite, check_labels, check_shapes
+from aecourse.extras import needs
 
 
 def beta_vae_score(
@@ -46,10 +47,8 @@ def beta_vae_score(
 
     Source: Higgins et al. (2017), algorithm 1.
     """
-    try:
+    with needs("book", "beta_vae_score needs scikit-learn"):
         from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError("beta_vae_score needs scikit-learn: pip install scikit-learn.") from error
     z, y = _check_codes(codes, factors, votes=votes, batch_size=batch_size)
     random = np.random.default_rng(seed)
     chosen = _every_factor_in_turn(y.shape[1], votes)
@@ -185,10 +184,8 @@ def dci(codes: Tensor, factors: Tensor, *, trees: int = 20, seed: int = 0) -> DC
 
     Source: Eastwood & Williams (2018), section 2, with accuracy for their regression error.
     """
-    try:
+    with needs("book", "dci needs scikit-learn"):
         from sklearn.ensemble import RandomForestClassifier
-    except ImportError as error:
-        raise ImportError("dci needs scikit-learn: pip install scikit-learn.") from error
     z, y = _check_codes(codes, factors, trees=trees)
     if z.shape[1] < 2 or y.shape[1] < 2:
         raise ValueError(

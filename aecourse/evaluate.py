@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from aecourse.bounds import log_mean_exp
 from aecourse.contracts import check_count, check_finite, check_labels, check_shapes
+from aecourse.extras import needs
 from aecourse.likelihoods import gaussian_kl_per_dimension, gaussian_log_density, reparameterize
 
 
@@ -377,10 +378,8 @@ def probe_accuracy(
         TypeError, ValueError: shapes or dtypes that do not fit, a class with too few examples, NaN.
         ImportError: scikit-learn is missing.
     """
-    try:
+    with needs("book", "probe_accuracy needs scikit-learn"):
         from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError("probe_accuracy needs scikit-learn: pip install scikit-learn.") from error
     check_shapes(("codes", codes, "N k"), ("test_codes", test_codes, "M k"))
     check_labels("labels", labels, (len(codes),))
     check_labels("test_labels", test_labels, (len(test_codes),))
