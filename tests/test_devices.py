@@ -29,6 +29,7 @@ from aecourse import (
     likelihoods,
     linear,
     mixtures,
+    models,
     sprites,
 )
 from aecourse.autoencoders import (
@@ -37,9 +38,11 @@ from aecourse.autoencoders import (
     DenoisingAutoencoder,
     SparseAutoencoder,
 )
+from aecourse.iwae import IWAE
 from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, LinearVAE
 from aecourse.train import fit, mean_loss
 from aecourse.vae import VAE
+from aecourse.zoo.conditional import ConditionalVAE
 
 IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
 SMALL = {"hidden": (5,)}
@@ -76,15 +79,15 @@ MODELS = {
     "VAE per pixel": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="gaussian", variance="per_pixel", **SMALL)),
     "VAE optimal": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="gaussian", variance="optimal", **SMALL)),
     "VAE free bits": Case(lambda: VAE.mlp(IMAGE, 2, free_bits=0.1, samples=3, beta=2.0, **SMALL)),
-    "VAE iwae": Case(lambda: VAE.mlp(IMAGE, 2, bound="iwae", samples=3, prior_temperature=2.0, **SMALL)),
-    "VAE stl": Case(lambda: VAE.mlp(IMAGE, 2, gradient="stl", **SMALL)),
-    "VAE dreg": Case(lambda: VAE.mlp(IMAGE, 2, bound="iwae", gradient="dreg", samples=3, **SMALL)),
-    "VAE conditional": Case(lambda: VAE.mlp(IMAGE, 2, classes=3, **SMALL), labels=3),
+    "IWAE": Case(lambda: IWAE.mlp(IMAGE, 2, samples=3, prior_temperature=2.0, **SMALL)),
+    "IWAE stl": Case(lambda: IWAE.mlp(IMAGE, 2, bound="elbo", gradient="stl", **SMALL)),
+    "IWAE dreg": Case(lambda: IWAE.mlp(IMAGE, 2, gradient="dreg", samples=3, **SMALL)),
+    "conditional VAE": Case(lambda: ConditionalVAE.mlp(IMAGE, 2, classes=3, **SMALL), labels=3),
     "adversarial": Case(Adversarial, POINT),
     "VAE-GAN": Case(VAEGAN, POINT),
 }
 
-LATENT = [name for name in MODELS if "VAE" in name and name not in ("VAE-GAN", "VAE conditional")]
+LATENT = [name for name in MODELS if "VAE" in name.split() or "IWAE" in name]
 
 
 # ------------------------------------------------------------------ the machines that are not there
@@ -231,6 +234,10 @@ def test_a_fake_tensor_on_a_gpu_is_no_array():
 # ---------------------------------------------------------------------------------- the models
 
 
+def test_every_model_is_in_the_table():
+    assert {type(case.make()).__name__ for case in MODELS.values()} >= set(models.MODELS)
+
+
 @on_both
 @pytest.mark.parametrize("case", MODELS.values(), ids=MODELS)
 def test_every_loss_is_where_its_model_is(machine, case):
@@ -321,11 +328,11 @@ def test_fit_moves_its_data_to_the_gpu(case, monkeypatch):
     assert history.epochs == 2
 
 
-@pytest.mark.parametrize("name", ["VAE bernoulli", "VAE conditional", "conv", "linear", "adversarial"])
+@pytest.mark.parametrize("name", ["VAE bernoulli", "conditional VAE", "conv", "linear", "adversarial"])
 def test_fit_does_not_care_about_the_default_device(name, tmp_path):
-    case, histories, models = MODELS[name], [], []
+    case, histories, trained = MODELS[name], [], []
     for machine in (lambda: nullcontext(torch.device("cpu")), meta_by_default):
-        file = tmp_path / f"{len(models)}.pt"
+        file = tmp_path / f"{len(trained)}.pt"
         with machine() as device:
             torch.manual_seed(0)
             model, x, labels = made(case, device, count=2 * BATCH + 1)
@@ -338,9 +345,9 @@ def test_fit_does_not_care_about_the_default_device(name, tmp_path):
             history = fit(model, x, epochs=3, **options)
             tested = mean_loss(model, x, **labels)
         histories.append((history.train, history.test, tested))
-        models.append(model)
+        trained.append(model)
     assert histories[0] == histories[1]
-    first, second = (model.state_dict() for model in models)
+    first, second = (model.state_dict() for model in trained)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -18,9 +18,10 @@ from torch import nn
 from aecourse import data
 from aecourse.bounds import Loss
 from aecourse.distributed import Team, all_sum, standard_normal
+from aecourse.likelihoods import reparameterize
 from aecourse.linear import LinearAutoencoder
 from aecourse.train import History, fit, mean_loss, pick_device
-from aecourse.vae import VAE, reparameterize
+from aecourse.vae import VAE
 
 COUNT, BATCH = 50, 16  # four steps an epoch, the last of them with two examples
 SETTINGS = {"batch_size": BATCH, "device": "cpu", "progress": False}
