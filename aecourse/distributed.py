@@ -1,5 +1,6 @@
 """Several processes that train one model: who takes part, whose examples, whose noise, and sums over all."""
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -137,14 +138,14 @@ class Team:
 def join(device: torch.device, seed: int) -> Iterator[Team]:
     """The team this process belongs to: all that ``torchrun`` started, or this one alone.
 
-    A process group that exists is used and left open; one that is made here is closed here.
+    A process group that exists is used; one that is made here stays open for the next run of this process,
+    because the launcher's addresses serve only once.
     """
-    started_here = False
     if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        started_here = True
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     together = dist.is_available() and dist.is_initialized()
     rank, size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     before, Team.joined = Team.joined, Team(rank, size, seed, device)
@@ -152,8 +153,6 @@ def join(device: torch.device, seed: int) -> Iterator[Team]:
         yield Team.joined
     finally:
         Team.joined = before
-        if started_here:
-            dist.destroy_process_group()
 
 
 def all_sum(tensor: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from aecourse.likelihoods import reparameterize
 from aecourse.linear import LinearAutoencoder
 from aecourse.train import History, fit, mean_loss, pick_device
 from aecourse.vae import VAE
+from aecourse.zoo.conditional import ConditionalVAE
 
 COUNT, BATCH = 50, 16  # four steps an epoch, the last of them with two examples
 SETTINGS = {"batch_size": BATCH, "device": "cpu", "progress": False}
@@ -389,7 +390,12 @@ OTHER_RUNS = {
     "likelihood": (
         lambda: make(likelihood="gaussian"),
         {},
-        r"a run with model\.likelihood = bernoulli, not gaussian",
+        r"a run with model\.likelihood = Bernoulli, not Gaussian",
+    ),
+    "activation": (
+        lambda: make(activation=nn.Tanh),
+        {},
+        r"a run with model\.encoder\.net\.1 = ReLU, not Tanh",
     ),
     "free_bits": (lambda: make(free_bits=0.1), {}, r"a run with model\.free_bits = 0\.0, not 0\.1"),
     "lr": (make, {"lr": 0.1}, r"a run with lr = 0\.001, not 0\.1"),
@@ -420,6 +426,28 @@ def test_the_checkpoint_of_another_run_is_refused(images, file, other, changed, 
     # Neither the file nor the model was touched.
     assert file.read_bytes() == content
     assert same(model, before)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (lambda p: {"dropout": p}, r"a run with model\.encoder\.net\.2\.p = 0\.1, not 0\.2"),
+        (
+            lambda slope: {"activation": lambda: nn.LeakyReLU(slope)},
+            r"a run with model\.encoder\.net\.1\.negative_slope = 0\.1, not 0\.2",
+        ),
+        (
+            lambda variance: {"likelihood": "gaussian", "variance": variance},
+            r"a run with model\.likelihood\.variance = 0\.1, not 0\.2",
+        ),
+    ],
+    ids=["dropout", "activation", "likelihood"],
+)
+def test_a_setting_inside_a_part_of_the_model_belongs_to_the_run(images, file, setting, message):
+    fit(make(**setting(0.1)), images, epochs=1, checkpoint=file, **SETTINGS)
+    with pytest.raises(ValueError, match=message):
+        fit(make(**setting(0.2)), images, epochs=2, checkpoint=file, **SETTINGS)
+    fit(make(seed=5, **setting(0.1)), images, epochs=2, checkpoint=file, **SETTINGS)
 
 
 def test_a_checkpoint_with_other_constants_is_refused(file):
@@ -796,7 +824,7 @@ def test_labels_go_with_their_images():
 def test_a_conditional_vae_learns_from_labels_and_refuses_unknown_ones():
     digits = data.load("digits")
     torch.manual_seed(0)
-    vae = VAE.mlp(digits.image_shape, 2, hidden=(32,), classes=10)
+    vae = ConditionalVAE.build("mlp", digits.image_shape, 2, hidden=(32,), classes=10)
     options = {"test_images": digits.test, "test_labels": digits.test_labels, **SETTINGS}
     history = fit(vae, digits.train, labels=digits.train_labels, epochs=3, lr=3e-3, **options)
     assert history.test["total"][-1] < history.test["total"][0]
