@@ -2,7 +2,7 @@
 
 import atexit
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -45,9 +45,9 @@ class Team:
         self.whole, self.count = len(rows), len(own)
         return (own, len(own)) if len(own) else (rows[:1], 0)
 
-    def agree(self, tensors: Sequence[Tensor]) -> None:
+    def agree(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the values that rank 0 has, in one message."""
-        if self.size == 1 or not tensors:
+        if self.size == 1 or not (tensors := [*tensors]):
             return
         content = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
         message = torch.cat(content)
@@ -56,13 +56,14 @@ class Team:
             for tensor, part in zip(tensors, message.split([len(piece) for piece in content])):
                 tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))  # a clone is aligned
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Turn the gradients of every process's mean into those of the mean over the batch, in one message.
 
         A parameter that has a gradient in one process gets one in all; one that has none anywhere, none.
         """
         if self.size == 1:
             return
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
         missing = [parameter for parameter in parameters if parameter.grad is None]
         present = [float(parameter.grad is not None) for parameter in parameters]
         for parameter in missing:
@@ -70,7 +71,7 @@ class Team:
         gradients = [parameter.grad for parameter in parameters]
         message = torch.cat([gradient.flatten() for gradient in gradients]) * (self.count / self.whole)
         message = torch.cat([message, message.new_tensor(present)])
-        dist.all_reduce(message if self.count else message.zero_())
+        dist.all_reduce(message if self.count else message.zero_())  # zero times NaN would be NaN
         *pieces, present = message.split([*map(Tensor.numel, gradients), len(gradients)])
         torch._foreach_copy_(gradients, [piece.view_as(old) for piece, old in zip(pieces, gradients)])
         if missing:

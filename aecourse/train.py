@@ -169,7 +169,7 @@ def fit(
     options |= {"beta": beta, "transform": transform, "precision": precision}
 
     groups = _parameter_groups(model)
-    if len(groups) > 1 or len(groups[0]) > 2:
+    if hasattr(model, "parameter_groups"):
         names = {parameter: name for name, parameter in model.named_parameters()}
         options["parameter_groups"] = str([{**g, "params": [names[p] for p in g["params"]]} for g in groups])
 
@@ -187,8 +187,7 @@ def fit(
         model.to(target).train()
         images, test_images = images.to(target), None if test_images is None else test_images.to(target)
         labels, test_labels = (None if one is None else one.to(target) for one in (labels, test_labels))
-        parameters, buffers = [p for p in model.parameters() if p.requires_grad], [*model.buffers()]
-        team.agree([*model.parameters(), *buffers])
+        team.agree([*model.parameters(), *model.buffers()])
         # One fused kernel for all parameters: most of what a small model's step costs is Adam's update.
         optimizer = torch.optim.Adam(groups, fused=target.type in ("cpu", "cuda"))
         history, watch, players = History(), _Watch(model, optimizer, team), None
@@ -210,8 +209,9 @@ def fit(
         )
         while (epoch := history.epochs) < epochs:
             order = _order(len(images), int(seed), epoch).to(target)
+            rate = float(lr(epoch) if callable(lr) else lr)
             for group in optimizer.param_groups:
-                group["lr"] = (float(lr(epoch)) if callable(lr) else float(lr)) * group["lr_scale"]
+                group["lr"] = rate * group["lr_scale"]
             began = time.perf_counter()
             for step in range(len(watch.losses), steps):
                 rows, count = team.share(order[step * batch_size : (step + 1) * batch_size])
@@ -227,12 +227,12 @@ def fit(
                 else:
                     players = players or _players(model, loss.own)
                     _backward_of_each(players, loss)
-                team.average_gradients(parameters)
+                team.average_gradients(model.parameters())
                 watch.record(loss, count)
                 optimizer.step()
                 if after_step is not None:
                     after_step()
-                team.agree(buffers)
+                team.agree(model.buffers())
                 bar.update()
                 if checkpoint_steps and (step + 1) % checkpoint_steps == 0:
                     watch.vouch()
@@ -286,40 +286,53 @@ class _Watch:
         self.model, self.team = model, team
         self.epochs = 0  # finished ones
         self.names: list[str] = []
-        self.losses: list[Tensor] = []  # of each step of this epoch, kept where they were computed
+        self.losses: list[list[float] | Tensor] = []  # of each step of this epoch
         self.counts: list[int] = []  # and over how many examples they are means
         # The parameters whose gradients are watched: a NaN in the backward pass reaches every bias below
         # it, and to look at all weights as well would be felt. What is missed shows a step later.
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.watched = [p for p in parameters if p.dim() < 2] or [min(parameters, key=Tensor.numel)]
-        self.stopped = None
-        if parameters[0].device.type in ASYNCHRONOUS:
+        self.like, self.stopped = parameters[0], None
+        if self.like.device.type in ASYNCHRONOUS:
             # Fused Adam leaves the weights alone where this is 1, without telling the host.
-            self.stopped = optimizer.found_inf = torch.zeros((), device=parameters[0].device)
+            self.stopped = optimizer.found_inf = torch.zeros((), device=self.like.device)
+        # On a CPU, four numbers take a fifth of the time of one small tensor.
+        self.cheap = self.like.device.type == "cpu" and self.stopped is None and team.size == 1
 
-    @torch.no_grad()
     def record(self, loss: Loss, count: int) -> None:
         """Note the losses of a step between its backward pass and its update; stop at NaN or infinity."""
         terms, total = loss.terms, loss.total
-        if self.names != [*terms] and self.names:
+        self.names = self.names or [*terms]
+        if self.names != [*terms]:
             raise ValueError(f"The loss has the terms {[*terms]} at this step but had {self.names} before.")
-        self.names = [*terms]
         gradients = [p.grad.flatten() for p in self.watched if p.grad is not None]
         gradient = torch.cat(gradients).sum() if gradients else torch.zeros_like(total)
-        values = torch.stack([value.to(total) for value in (*terms.values(), gradient)])
+        values = [*terms.values(), gradient]
+        if self.cheap:
+            values = [value.item() for value in values]
+            probe = sum(values)
+        else:
+            values = torch.stack([value.detach().to(total) for value in values])
+            probe = all_sum(values.sum())
         self.losses.append(values)
         self.counts.append(count)
-        probe = all_sum(values.sum())
         if self.stopped is not None:
             self.stopped.copy_(torch.maximum(self.stopped, (~torch.isfinite(probe)).to(self.stopped)))
         elif not math.isfinite(probe):
             self.check()
 
+    def rows(self) -> Tensor:
+        """The losses of the steps, ``(steps, terms + 1)``; in float64, so on the CPU: others may lack it."""
+        if self.cheap:
+            return torch.tensor(self.losses, dtype=torch.float64, device="cpu")
+        return torch.stack(self.losses).cpu().double()
+
     def check(self) -> None:
         """Raise ``FloatingPointError`` if a step of this epoch was not finite: the first is reported."""
-        finite = torch.isfinite(torch.stack(self.losses)).cpu()
+        rows = self.rows()
+        finite = torch.isfinite(rows)
         first = (~finite.all(dim=1)).nonzero()[:1].flatten().tolist()
-        mine = [(step, finite[step].tolist(), float(self.losses[step][0])) for step in first]
+        mine = [(step, finite[step].tolist(), float(rows[step, 0])) for step in first]
         steps = [entry for entries in self.team.gather(mine) for entry in entries]
         if not steps:
             return
@@ -359,21 +372,21 @@ class _Watch:
         """The means over the examples of the epoch, of all processes, by name."""
         if self.stopped is not None:
             self.check()
-        # In double precision, and so on the CPU: not every device has it.
         counts = torch.tensor(self.counts, dtype=torch.float64, device="cpu")
-        sums = (torch.stack(self.losses).cpu().double() * counts.unsqueeze(1)).sum(dim=0)
+        sums = (self.rows() * counts.unsqueeze(1)).sum(dim=0)
         sums, count = zip(*self.team.gather((sums[:-1], float(counts.sum()))))
         self.epochs, self.losses, self.counts = self.epochs + 1, [], []
         return {name: value / sum(count) for name, value in zip(self.names, sum(sums).tolist())}
 
     def state(self) -> dict[str, list]:
         """What a run needs to go on in the middle of an epoch; see :meth:`resume`."""
-        return {"names": self.names, "losses": [loss.cpu() for loss in self.losses], "counts": self.counts}
+        losses = self.rows().tolist() if self.losses else []
+        return {"names": self.names, "losses": losses, "counts": self.counts}
 
-    def resume(self, epochs: int, names: list[str], losses: list[Tensor], counts: list[int]) -> None:
+    def resume(self, epochs: int, names: list[str], losses: list[list[float]], counts: list[int]) -> None:
         """Go on after so many epochs and, in the next one, after these steps."""
         self.epochs, self.names, self.counts = epochs, names if losses else [], counts
-        self.losses = [loss.to(self.watched[0].device) for loss in losses]
+        self.losses = losses if self.cheap else [self.like.new_tensor(row) for row in losses]
 
 
 def _players(model: nn.Module, names: Iterable[str]) -> dict[str, list[nn.Parameter]]:
