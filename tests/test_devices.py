@@ -158,18 +158,23 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 @contextmanager
 def fake_gpu():
-    plain, gpu = nn.Module.to, FakeGPU()
+    to, swap, gpu = nn.Module.to, torch.utils.swap_tensors, FakeGPU()
 
-    def to(model, device):
-        # What is remembered by the machine, or by an optimiser, cannot be exchanged: there is no way back.
+    def forgetful_swap(first, second):
+        # A tensor that something remembers weakly cannot be exchanged; the machine remembers those it made.
         gpu.fake_tensor_converter.meta_converter.tensor_memo.clear()
         gpu.fake_tensor_converter.constant_storage_mapping.clear()
-        return model if torch.device(device).type == "cpu" else plain(model, device)
+        swap(first, second)
+
+    def one_way(model, device):
+        # Back from the GPU is no way either: by then an optimiser holds the parameters.
+        return model if torch.device(device).type == "cpu" else to(model, device)
 
     with pytest.MonkeyPatch.context() as patch, gpu:
         patch.setattr(torch.autograd, "grad", no_gradients)
         patch.setattr(torch.Tensor, "numpy", as_numpy)
-        patch.setattr(nn.Module, "to", to)
+        patch.setattr(torch.utils, "swap_tensors", forgetful_swap)
+        patch.setattr(nn.Module, "to", one_way)
         yield torch.device("cuda")
 
 
