@@ -454,12 +454,17 @@ def _channels_last(model: nn.Module) -> Iterator[None]:
     """
     kernels = [parameter for parameter in model.parameters() if parameter.dim() == 4]
     try:
-        for kernel in kernels:
-            kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+        _reorder(kernels, torch.channels_last)
         yield
     finally:
-        for kernel in kernels:
-            kernel.data = kernel.data.contiguous()
+        _reorder(kernels, torch.contiguous_format)
+
+
+def _reorder(tensors: list[Tensor], order: torch.memory_format) -> None:
+    """Lay tensors out in memory in that order, also those with one channel: ``contiguous`` calls them ordered
+    either way, and the results of such a kernel then lie in another order than those of the next."""
+    for tensor in tensors:
+        tensor.data = torch.empty_like(tensor.data, memory_format=order).copy_(tensor.data)
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:
