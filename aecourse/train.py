@@ -369,7 +369,7 @@ class _State:
 class _Adam(torch.optim.Adam):
     """Adam without what ``zero_grad`` and ``step`` do around their work: hooks, profiling, checks of options.
 
-    The numbers and the state are the same. On a small model, what is left out takes 5 % of a step.
+    The numbers and the state are the same. On a small model, what is left out takes 3 to 5 % of a step.
     """
 
     def forget_gradients(self) -> None:
