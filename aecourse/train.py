@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 from tqdm import tqdm
 
 from aecourse import checkpoint as checkpoints
@@ -189,7 +190,7 @@ def fit(
         labels, test_labels = (None if one is None else one.to(target) for one in (labels, test_labels))
         team.agree([*model.parameters(), *model.buffers()])
         # One fused kernel for all parameters: most of what a small model's step costs is Adam's update.
-        optimizer = torch.optim.Adam(groups, fused=target.type in ("cpu", "cuda"))
+        optimizer = _Adam(groups, fused=target.type in ("cpu", "cuda"))
         history, watch, players = History(), _Watch(model, optimizer, team), None
         if checkpoint is not None:
             file = checkpoints.Checkpoint(checkpoint, model, optimizer, team, run)
@@ -221,7 +222,7 @@ def fit(
                 batch = images.index_select(0, rows)  # half the time of images[rows] on a CPU
                 with nullcontext() if compile else team.noise():
                     loss = loss_of(batch if transform is None else transform(batch), **extras)
-                optimizer.zero_grad()
+                optimizer.forget_gradients()
                 if not loss.own:
                     loss.total.backward()
                 else:
@@ -229,7 +230,7 @@ def fit(
                     _backward_of_each(players, loss)
                 team.average_gradients(model.parameters())
                 watch.record(loss, count)
-                optimizer.step()
+                optimizer.update()
                 if after_step is not None:
                     after_step()
                 team.agree(model.buffers())
@@ -389,6 +390,40 @@ class _Watch:
         self.losses = losses if self.cheap else [self.like.new_tensor(row) for row in losses]
 
 
+class _Adam(torch.optim.Adam):
+    """Adam without what ``zero_grad`` and ``step`` do around their work: hooks, profiling, checks of options.
+
+    The numbers and the state are the same. On a small model, what is left out takes 3 to 5 % of a step.
+    """
+
+    def forget_gradients(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def update(self) -> None:
+        fused = all(group["fused"] for group in self.param_groups)
+        given = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if not fused or not all(self.state[p] for params in given for p in params):
+            self.step()  # it also makes the averages, at the first gradient of a parameter
+            return
+        for group, params in zip(self.param_groups, given):
+            states = [self.state[p] for p in params]
+            adam(
+                params,
+                [p.grad for p in params],
+                *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")),
+                [],  # the maxima of AMSGrad
+                [state["step"] for state in states],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                **{name: group[name] for name in ("lr", "eps", "weight_decay", "maximize", "amsgrad")},
+                fused=True,
+                found_inf=getattr(self, "found_inf", None),
+            )
+
+
 def _players(model: nn.Module, names: Iterable[str]) -> dict[str, list[nn.Parameter]]:
     """The trainable parameters of each of these submodules, and under "" those of none of them.
 
@@ -491,12 +526,17 @@ def _channels_last(model: nn.Module) -> Iterator[None]:
     """
     kernels = [parameter for parameter in model.parameters() if parameter.dim() == 4]
     try:
-        for kernel in kernels:
-            kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+        _reorder(kernels, torch.channels_last)
         yield
     finally:
-        for kernel in kernels:
-            kernel.data = kernel.data.contiguous()
+        _reorder(kernels, torch.contiguous_format)
+
+
+def _reorder(tensors: list[Tensor], order: torch.memory_format) -> None:
+    """Lay tensors out in memory in that order, also those with one channel: ``contiguous`` calls them ordered
+    either way, and the results of such a kernel then lie in another order than those of the next."""
+    for tensor in tensors:
+        tensor.data = torch.empty_like(tensor.data, memory_format=order).copy_(tensor.data)
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:

@@ -20,7 +20,7 @@ from aecourse.bounds import Loss
 from aecourse.distributed import Team, all_sum, standard_normal
 from aecourse.likelihoods import reparameterize
 from aecourse.linear import LinearAutoencoder
-from aecourse.train import History, fit, mean_loss, pick_device
+from aecourse.train import History, _Adam, fit, mean_loss, pick_device
 from aecourse.vae import VAE
 from aecourse.zoo.conditional import ConditionalVAE
 
@@ -796,6 +796,26 @@ def test_a_schedule_of_the_step_size_is_that_of_the_epochs(images):
             theirs.loss(images[rows]).total.backward()
             optimizer.step()
     assert same(model, theirs)
+
+
+def test_the_short_way_to_adams_step_is_adams_step():
+    # Two groups, and a parameter that gets its first gradient in the third step.
+    ours, theirs = ([torch.ones(size, requires_grad=True) for size in (3, 5, 2)] for _ in range(2))
+    settings = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.01}
+    optimizers = [
+        kind([{"params": ps[:1]}, {"params": ps[1:], **settings}], lr=0.01, fused=True)
+        for kind, ps in ((_Adam, ours), (torch.optim.Adam, theirs))
+    ]
+    for step in range(5):
+        for optimizer, parameters in zip(optimizers, (ours, theirs)):
+            optimizer.forget_gradients() if optimizer is optimizers[0] else optimizer.zero_grad()
+            used = parameters if step >= 2 else parameters[:2]
+            sum((p.cos() * (step + 1)).sum() for p in used).backward()
+            optimizer.update() if optimizer is optimizers[0] else optimizer.step()
+    assert all(map(torch.equal, ours, theirs))
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert all(not torch.equal(p, torch.ones_like(p)) for p in ours)
 
 
 def test_a_transform_is_applied_afresh_to_every_batch_and_to_the_test_images_alike(images):
