@@ -12,8 +12,7 @@ from collections import defaultdict
 
 import nbformat
 import pytest
-from mutants import elbo
-from notebooks import (
+from support.notebooks import (
     ASSIGNMENTS,
     AUTOGRADED,
     POINTS,
@@ -23,8 +22,10 @@ from notebooks import (
     grade_id,
     graded,
     read,
+    secret_lines,
     solution_cells,
 )
+from support.submissions import SUBMISSIONS, VERSIONS, solved, tampered
 
 RELEASE_SCRIPT = ROOT / "tools" / "release_assignments.py"
 
@@ -64,14 +65,6 @@ def test_release_script_refuses_an_unknown_name(tmp_path):
     )
     assert done.returncode == 2
     assert "no-such-assignment" in done.stderr
-
-
-def secret_lines(notebook):
-    """The lines between the markers of solutions, hidden tests and marking schemes."""
-    for cell in notebook.cells:
-        for region in re.findall(r"### BEGIN [A-Z ]+\n(.*?)### END", cell.source, flags=re.DOTALL):
-            lines = (line.strip() for line in region.splitlines())
-            yield from (line for line in lines if len(line) > 20 and not line.startswith("def "))
 
 
 @pytest.mark.parametrize("name", ASSIGNMENTS)
@@ -127,47 +120,11 @@ def test_rubric_states_the_points_of_the_cells(name):
 
 # ---- whole submissions, through nbgrader
 
-VERSIONS = {version.name: version for version in elbo.WRONG + elbo.RIGHT}
-
-# student: the versions in place of model solutions, and what elbo loses by calling one of them.
-SUBMISSIONS = {
-    "wrong-and-tampered": (["kl_mean", "full_logdet_sign"], "values gradients"),
-    "wrong-1": (["kl_logvar_as_std", "gaussian_variance_squared"], "checks values gradients"),
-    "wrong-2": (["kl_detach", "full_diagonal_only", "gaussian_lost_half"], "gradients"),
-    "wrong-3": (["bernoulli_last_dim", "kl_ready_made", "full_determinant"], "checks values gradients"),
-    "wrong-4": (["bernoulli_log_of_sigmoid", "full_log_det", "elbo_beta_unused"], ""),
-    "right-einsum": (
-        ["kl_einsum", "full_einsum_singular_values", "bernoulli_bce", "gaussian_standardised"],
-        "",
-    ),
-    "right-log-prob": (["kl_entropy", "full_entropy", "bernoulli_log_prob", "gaussian_log_prob"], ""),
-    "right-but-messy": (["kl_warns_and_prints", "full_eigenvalues", "bernoulli_by_hand"], ""),
-}
 MESS = """
 x = mean = logits = kl = sum = list = warnings = grade = 0
 torch.manual_seed(1)
 torch.set_default_dtype(torch.float64)
 """
-
-
-def solved(name, versions=()):
-    """The release with the model solutions filled in, and the named versions in place of some of them."""
-    notebook, answers = read("assignments", name), solution_cells(SOURCE[name])
-    for function, cell in solution_cells(notebook).items():
-        cell.source = answers[function].source
-    for version in versions:
-        solution_cells(notebook)[VERSIONS[version].function].source = VERSIONS[version].source
-    return notebook
-
-
-def tampered(notebook):
-    """Without some test cells, with others emptied, and with more points than there are."""
-    notebook.cells = [c for c in notebook.cells if grade_id(c) != "gaussian_kl_values"]
-    for cell in graded(notebook).values():
-        if cell.cell_type == "code":
-            cell.source = "pass"
-            cell.metadata.nbgrader.points = 100
-    return notebook
 
 
 @pytest.fixture(scope="module")

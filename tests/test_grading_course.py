@@ -16,29 +16,11 @@ pytest.importorskip("nbgrader")
 pytest.importorskip("fcntl", reason="grading is for Linux and macOS")
 
 import nbformat
-from mutants import elbo
-from notebooks import AUTOGRADED, ROOT, SOURCE, WRITTEN, solution_cells
-from test_assignments import SUBMISSIONS, solved, tampered
+from support.notebooks import AUTOGRADED, ROOT, SOURCE, WRITTEN, solution_cells
+from support.sandbox import NEEDED, needs_sandbox
+from support.submissions import SUBMISSIONS, VERSIONS, course_with, scores, solved, tampered
 
-# Where CI or AECOURSE_TEST_SANDBOX is set, what is missing is a failure and no reason to skip.
-NEEDED = os.environ.get("AECOURSE_TEST_SANDBOX") or (os.environ.get("CI") and sys.platform == "linux")
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None and not NEEDED, reason="needs bubblewrap: apt install bubblewrap"
-)
-VERSIONS = {version.name: version for version in elbo.WRONG + elbo.RIGHT}
-
-
-def course_with(folder: Path, students: dict) -> Path:
-    """A course in which nothing has been graded: {student: notebook, or None for an empty folder}."""
-    shutil.copy(ROOT / "nbgrader_config.py", folder)
-    shutil.copytree(ROOT / "solutions" / "elbo", folder / "solutions" / "elbo")
-    for student, notebook in students.items():
-        place = folder / "submitted" / student / "elbo"
-        place.mkdir(parents=True)
-        if notebook is not None:
-            nbformat.write(notebook, place / "elbo.ipynb")
-    return folder
+pytestmark = needs_sandbox
 
 
 def command(*arguments) -> list[str]:
@@ -47,19 +29,6 @@ def command(*arguments) -> list[str]:
 
 def run(course: Path, *arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command(*arguments), cwd=course, capture_output=True, text=True, timeout=300)
-
-
-def scores(course: Path, url: str = "") -> dict:
-    """{student: {test: points}} in the gradebook; each submission once."""
-    from nbgrader.api import Gradebook
-
-    found = {}
-    with Gradebook(url or f"sqlite:///{course / 'gradebook.db'}") as gradebook:
-        for submission in gradebook.assignment_submissions("elbo"):
-            assert submission.student.id not in found
-            (notebook,) = submission.notebooks
-            found[submission.student.id] = {grade.name: grade.auto_score for grade in notebook.grades}
-    return found
 
 
 def expected(student: str) -> dict:

@@ -9,13 +9,13 @@ import http.server
 import json
 import math
 import re
-import shutil
 import threading
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
+from support.browser import chromium, needs_chromium, violations
 
 from aecourse import reference
 
@@ -23,25 +23,18 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
 PAGES = sorted(path.stem for path in SITE.glob("*.html") if path.stem != "index")
 CHAPTERS = sorted(path.stem for path in (ROOT / "book").glob("*.ipynb"))
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 SLOWEST = 15_000  # milliseconds to wait for something to appear, on a busy machine
 
 pytestmark = [
     pytest.mark.skipif(not PAGES, reason="there is no built site: run make book"),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install chromium to test the site"),
+    needs_chromium,
 ]
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -155,17 +148,13 @@ THIN_OUT = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_is_accessible(page, scheme):
-    import axe_playwright_python
-
     page.emulate_media(color_scheme=scheme)
     page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
-    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text())
     if page.name != "notation":  # one page with all its formulas will do
         page.evaluate(THIN_OUT)
     # One rule that axe leaves off by default, and that voice control depends on.
     options = "{rules: {'label-content-name-mismatch': {enabled: true}}}"
-    found = page.evaluate(f"axe.run({options})")["violations"]
-    assert not [(v["id"], [node["html"][:150] for node in v["nodes"]]) for v in found]
+    assert not violations(page, options)
 
 
 def test_internal_links_lead_somewhere():

@@ -11,15 +11,14 @@ Five jobs, each of which Jupyter Book leaves open:
 """
 
 import hashlib
-import json
 import os
 import platform
-import re
 from importlib.metadata import requires, version
 from logging import WARNING, getLogger
 from pathlib import Path
 
 import yaml
+from anchors import anchors
 from bs4 import BeautifulSoup
 from docutils import nodes
 from jupyter_cache import get_cache
@@ -114,7 +113,7 @@ class CoverageTable(SphinxDirective):
             places = []
             for place in row["pages"]:
                 name, _, anchor = place.partition("#")
-                title = headings(path.parent, name).get(anchor, anchor)
+                title = anchors(path.parent, name).get(anchor, anchor)
                 places.append(nodes.reference("", title, internal=True, refuri=f"{name}.html#{anchor}"))
             code = [
                 nodes.literal("", text.removeprefix("aecourse.")) for text in row["library"] + row["tests"]
@@ -123,18 +122,6 @@ class CoverageTable(SphinxDirective):
             rows.append([words(str(number)), words(row["row"]), *cells])
         header = ("#", "What", "Where", "Code, and the test of it")
         return [nodes.container("", table(header, rows), classes=["coverage"])]
-
-
-def headings(folder: Path, name: str) -> dict[str, str]:
-    """{anchor: heading} of a page, without mark-up."""
-    path = folder / f"{name}.md"
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        cells = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    titles = (re.sub(r"[$`*\\{}]", "", title) for title in re.findall(r"(?m)^#{1,4} (.+)$", text))
-    return {re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"): title for title in titles}
 
 
 def words(text: str) -> nodes.paragraph:
