@@ -1,12 +1,14 @@
-"""Settings and fixtures that all tests share."""
+"""Settings and fixtures that all tests share; which run together, in which order, and what took how long."""
 
 import os
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+pytest.register_assert_rewrite("support")
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports pyplot: a test machine has no screen
 
 # The same examples in every run, so that a failure on one machine is a failure on all.
@@ -16,14 +18,85 @@ settings.load_profile("aecourse")
 # The models here are too small to gain from threads, and a shared machine is slowed down by them.
 torch.set_num_threads(1)
 
+PACKAGE = Path(__file__).resolve().parent.parent / "aecourse"
+SLOW = 5  # seconds: what takes longer says so with the mark `seconds`
+SAMPLE = 5  # cases of a function that `make check` runs
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """A file's tests share costly fixtures (the site, a course) and stay in one process; the versions of the
-    assignments' functions share nothing, are many, and go wherever there is room."""
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--sample",
+        action="store_true",
+        help=f"the core, but of every other test function at most {SAMPLE} cases, and nothing slow",
+    )
+
+
+def seconds(item):
+    mark = item.get_closest_marker("seconds")
+    return mark.args[0] if mark else 0
+
+
+def together(item):
+    """The name of what must stay in one process: tests that share a fixture of their file, of the same
+    parameters, and a notebook's cells. Any other test is alone, and goes wherever there is room."""
+    if not isinstance(item, pytest.Function):
+        return item.path.stem
+    definitions = item._fixtureinfo.name2fixturedefs
+    shared = [name for name in item.fixturenames if name in definitions]
+    shared = [name for name in shared if definitions[name][-1].scope in ("module", "class")]
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    names = [f"{name}={parameters[name]}" if name in parameters else name for name in sorted(shared)]
+    return f"{item.path.stem}:{','.join(names)}" if names else item.nodeid
+
+
+def sample(items):
+    """Those for every save, of about two minutes: see `--sample`."""
+    families = defaultdict(list)
     for item in items:
-        if item.path.name != "test_mutants.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if seconds(item) <= SLOW:
+            families[item.nodeid.partition("[")[0]].append(item)
+    kept = set()
+    for family in families.values():
+        of_the_core = (PACKAGE / f"{family[0].path.stem.removeprefix('test_')}.py").is_file()
+        every = 1 if of_the_core else -(-len(family) // SAMPLE)
+        kept.update(family[::every])
+    return [item for item in items if item in kept]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before xdist reads the marks, and after pytest's own order
+def pytest_collection_modifyitems(config, items):
+    """Start with what takes longest, so that no process is left alone with it at the end."""
+    if config.getoption("sample"):
+        kept = sample(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
+    group = {item: together(item) for item in items}
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if group[item] != item.nodeid:
+                item.add_marker(pytest.mark.xdist_group(group[item]))
+    result = yield
+    cost = Counter()
+    for item in items:
+        cost[group[item]] += seconds(item)
+    first = {name: place for place, name in reversed([*enumerate(map(group.get, items))])}
+    items.sort(key=lambda item: (-cost[group[item]], first[group[item]]))
+    return result
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Seconds by file, and what took long without saying so, where more than a few files ran."""
+    files, workers, tests = Counter(), Counter(), Counter()
+    for report in sum(terminalreporter.stats.values(), []):
+        if hasattr(report, "duration"):
+            files[report.nodeid.split("::")[0]] += report.duration
+            tests[report.nodeid.split("::")[0]] += report.when == "call"
+            workers[getattr(report, "worker_id", "here")] += report.duration
+    if len(files) > 3:
+        terminalreporter.section("seconds by file")
+        for file, total in files.most_common():
+            terminalreporter.line(f"{total:7.1f}  {file} ({tests[file]} tests)")
+        terminalreporter.line("by process: " + ", ".join(f"{s:.0f}" for _, s in sorted(workers.items())))
 
 
 @pytest.fixture(autouse=True)

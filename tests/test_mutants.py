@@ -18,7 +18,7 @@ from support.notebooks import ASSIGNMENTS, AUTOGRADED, SOURCE, grade_id, graded,
 from support.sandbox import WHOLE, needs_sandbox
 
 MUTANTS = {name: importlib.import_module(f"mutants.{name}") for name in ASSIGNMENTS}
-UNUSED = ("colab", "together-code")  # an installation, and a demonstration that takes its time
+UNUSED = ("colab", "together-code", "experiment-cell")  # an installation, and demonstrations
 
 
 def grade(name, version):
