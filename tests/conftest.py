@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -33,20 +34,23 @@ def pytest_addoption(parser):
 
 def seconds(item):
     mark = item.get_closest_marker("seconds")
-    return mark.args[0] if mark else 0
+    if mark:
+        return mark.args[0]
+    return 0 if isinstance(item, pytest.Function) else 1  # the cells of a chapter take some time
 
 
 def together(item):
-    """The name of what must stay in one process: tests that share a fixture of their file, of the same
-    parameters, and a notebook's cells. Any other test is alone, and goes wherever there is room."""
+    """The name of what must stay in one process: the tests of a file that use a fixture which the file makes
+    once, or once for each of its parameters; and a notebook's cells. Any other test is alone."""
     if not isinstance(item, pytest.Function):
         return item.path.stem
     definitions = item._fixtureinfo.name2fixturedefs
     shared = [name for name in item.fixturenames if name in definitions]
-    shared = [name for name in shared if definitions[name][-1].scope in ("module", "class")]
+    shared = sorted(name for name in shared if definitions[name][-1].scope in ("module", "class"))
+    if not shared:
+        return item.nodeid
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    names = [f"{name}={parameters[name]}" if name in parameters else name for name in sorted(shared)]
-    return f"{item.path.stem}:{','.join(names)}" if names else item.nodeid
+    return ":".join([item.path.stem, *(str(parameters[name]) for name in shared if name in parameters)])
 
 
 def sample(items):
@@ -85,9 +89,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Seconds by file, and what took long without saying so, where more than a few files ran."""
+    """Seconds by file and by process, where more than a few files ran."""
     files, workers, tests = Counter(), Counter(), Counter()
-    for report in sum(terminalreporter.stats.values(), []):
+    for report in chain(*terminalreporter.stats.values()):
         if hasattr(report, "duration"):
             files[report.nodeid.split("::")[0]] += report.duration
             tests[report.nodeid.split("::")[0]] += report.when == "call"
