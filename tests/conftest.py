@@ -21,14 +21,14 @@ torch.set_num_threads(1)
 
 PACKAGE = Path(__file__).resolve().parent.parent / "aecourse"
 SLOW = 5  # seconds: what takes longer says so with the mark `seconds`
-SAMPLE = 5  # cases of a function that `make check` runs
+SAMPLE = 4  # cases of a function that `make check` runs
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--sample",
         action="store_true",
-        help=f"the core, but of every other test function at most {SAMPLE} cases, and nothing slow",
+        help=f"the core; of any other function at most {SAMPLE} cases; nothing that takes over {SLOW} s",
     )
 
 
@@ -53,37 +53,37 @@ def together(item):
     return ":".join([item.path.stem, *(str(parameters[name]) for name in shared if name in parameters)])
 
 
-def sample(items):
-    """Those for every save, of about two minutes: see `--sample`."""
+def sample(items, group):
+    """Those for every save: the core, and of any other function a few cases; nothing slow."""
+    slow = {group[item] for item in items if seconds(item) > SLOW}
     families = defaultdict(list)
     for item in items:
-        if seconds(item) <= SLOW:
+        if group[item] not in slow:
             families[item.nodeid.partition("[")[0]].append(item)
     kept = set()
     for family in families.values():
         of_the_core = (PACKAGE / f"{family[0].path.stem.removeprefix('test_')}.py").is_file()
-        every = 1 if of_the_core else -(-len(family) // SAMPLE)
-        kept.update(family[::every])
-    return [item for item in items if item in kept]
+        kept.update(family if of_the_core else family[:: -(-len(family) // SAMPLE)])
+    return kept
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before xdist reads the marks, and after pytest's own order
 def pytest_collection_modifyitems(config, items):
     """Start with what takes longest, so that no process is left alone with it at the end."""
-    if config.getoption("sample"):
-        kept = sample(items)
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-        items[:] = kept
     group = {item: together(item) for item in items}
+    if config.getoption("sample"):
+        kept = sample(items, group)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             if group[item] != item.nodeid:
                 item.add_marker(pytest.mark.xdist_group(group[item]))
     result = yield
-    cost = Counter()
-    for item in items:
+    cost, first = Counter(), {}
+    for place, item in enumerate(items):
         cost[group[item]] += seconds(item)
-    first = {name: place for place, name in reversed([*enumerate(map(group.get, items))])}
+        first.setdefault(group[item], place)
     items.sort(key=lambda item: (-cost[group[item]], first[group[item]]))
     return result
 

@@ -123,6 +123,7 @@ def everything_in(verdict: dict) -> str:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=attacks.names())
+@pytest.mark.seconds(0.2)
 def test_attack(attack, surroundings, tmp_path):
     before, sandbox, listener = surroundings
     folder = tmp_path / "submitted" / "eve" / NAME

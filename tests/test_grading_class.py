@@ -25,6 +25,7 @@ pytestmark = needs_sandbox
 
 
 @pytest.mark.parametrize(("count", "seed"), [(40, 0)])
+@pytest.mark.seconds(20)
 def test_everybody_gets_exactly_their_points(count, seed, tmp_path):
     students = {student.name: student for student in simulated.simulated(count, seed)}
     assert {student.kind for student in students.values()} == {"right", "wrong", "attack"}

@@ -50,6 +50,7 @@ def class_of_ten(tmp_path_factory):
     return course, done
 
 
+@pytest.mark.seconds(40)
 def test_the_gradebook_has_the_points_that_nbgrader_gives(class_of_ten):
     course, done = class_of_ten
     assert done.returncode == 2, done.stderr  # somebody needs a human eye
@@ -125,6 +126,7 @@ def kill(process: subprocess.Popen, whom: str) -> None:
 
 
 @pytest.mark.parametrize("whom", ["coordinator", "worker", "group", "Ctrl-C"])
+@pytest.mark.seconds(20)
 def test_a_killed_run_loses_nothing_and_grades_nothing_twice(tmp_path, whom):
     course = course_with(tmp_path, {f"student-{i}": solved("elbo") for i in range(6)})
     verdicts = course / ".aecourse" / "elbo" / "verdicts"
@@ -185,6 +187,7 @@ def test_bad_input_gets_one_line(tmp_path):
         assert len(done.stderr.strip().splitlines()) <= 2
 
 
+@pytest.mark.seconds(12)
 def test_a_dask_cluster_grades_as_the_pool_does(tmp_path):
     distributed = pytest.importorskip("distributed")
     students = {name: solved("elbo", SUBMISSIONS[name][0]) for name in ("wrong-1", "right-einsum")}
@@ -230,6 +233,7 @@ def _of_postgresql(name: str) -> str | None:
     return str(found[-1]) if found else shutil.which(name)
 
 
+@pytest.mark.seconds(15)
 def test_postgresql_holds_what_sqlite_does(tmp_path, postgresql):
     pytest.importorskip("psycopg2", reason='needs psycopg2: pip install "aecourse[postgres]"')
     from nbgrader.api import Gradebook

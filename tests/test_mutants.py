@@ -106,6 +106,7 @@ EVERY = 1 if WHOLE else 60
 
 @needs_sandbox
 @pytest.mark.parametrize("name", ASSIGNMENTS)
+@pytest.mark.seconds(6)
 def test_versions_get_the_same_in_the_sandbox(name):
     for version in [*MUTANTS[name].WRONG, *MUTANTS[name].RIGHT][::EVERY]:
         lost = isolated(name, version)
@@ -117,6 +118,7 @@ def test_versions_get_the_same_in_the_sandbox(name):
 
 @needs_sandbox
 @pytest.mark.parametrize("name", ASSIGNMENTS)
+@pytest.mark.seconds(6)
 def test_model_solutions_get_all_points_in_the_sandbox(name):
     for function in solution_cells(SOURCE[name]):
         assert isolated(name, Version(function, function, "", frozenset(), "")) == {}
@@ -126,6 +128,7 @@ def test_model_solutions_get_all_points_in_the_sandbox(name):
 
 
 @pytest.mark.parametrize("name", ASSIGNMENTS)
+@pytest.mark.seconds(3)
 def test_model_solutions_are_graded_in_less_than_a_minute(name):
     start, lost = time.process_time(), {}
     for function in solution_cells(SOURCE[name]):

@@ -124,6 +124,7 @@ def points_in(table: str) -> dict[str, dict[str, str]]:
 
 
 @needs_sandbox
+@pytest.mark.seconds(45)
 def test_guide_from_an_empty_folder_to_returned_feedback(guided):
     course, left = guided
     source, notebook = (course / "solutions/elbo/elbo.ipynb", course / "assignments/elbo/elbo.ipynb")
