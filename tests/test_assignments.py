@@ -42,7 +42,7 @@ def files(folder):
     }
 
 
-@pytest.mark.seconds(5)
+@pytest.mark.seconds(8)
 def test_release_script_writes_the_release_and_leaves_nothing_behind(tmp_path):
     pytest.importorskip("nbgrader")
     names = (".jupyter", ".nbgrader.log", "autograded", "gradebook.db", "submitted")

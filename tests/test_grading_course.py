@@ -174,6 +174,7 @@ def test_two_runs_at_once_are_refused(tmp_path):
     assert "Another `aecourse grade` is at work" in done.stderr
 
 
+@pytest.mark.seconds(8)
 def test_bad_input_gets_one_line(tmp_path):
     course = course_with(tmp_path, {"one": solved("elbo")})
     for arguments, words in (
