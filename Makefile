@@ -49,7 +49,7 @@ serve: book
 # Each process stays on one core. What shares a costly fixture stays in one process, and what takes longest starts
 # first: tests/conftest.py. A sample of everything, site and sandbox included, where they are there: for every save.
 check test: export OMP_NUM_THREADS = 1
-TESTS := $(BIN)/pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
+TESTS := $(BIN)/pytest --numprocesses auto
 
 check: $(READY)
 	$(TESTS) --sample

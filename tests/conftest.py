@@ -1,16 +1,20 @@
 """Settings and fixtures that all tests share; which run together, in which order, and what took how long."""
 
+import functools
+import json
 import os
+import tempfile
 from collections import Counter, defaultdict
 from itertools import chain
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from hypothesis import settings
 
 pytest.register_assert_rewrite("support")
-os.environ["MPLBACKEND"] = "Agg"  # before anything imports pyplot: a test machine has no screen
+matplotlib.use("Agg")  # a test machine has no screen; not by MPLBACKEND, which notebooks would inherit
 
 # The same examples in every run, so that a failure on one machine is a failure on all.
 settings.register_profile("aecourse", derandomize=True, deadline=None, max_examples=50, database=None)
@@ -21,6 +25,7 @@ torch.set_num_threads(1)
 
 PACKAGE = Path(__file__).resolve().parent.parent / "aecourse"
 SLOW = 5  # seconds: what takes longer says so with the mark `seconds`
+GROUPS = Path(tempfile.gettempdir(), f"aecourse-tests-{os.getpid()}.json")  # of this run
 SAMPLE = 4  # cases of a function that `make check` runs
 
 
@@ -67,7 +72,7 @@ def sample(items, group):
     return kept
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # before xdist reads the marks, and after pytest's own order
+@pytest.hookimpl(wrapper=True)  # after pytest's own order
 def pytest_collection_modifyitems(config, items):
     """Start with what takes longest, so that no process is left alone with it at the end."""
     group = {item: together(item) for item in items}
@@ -75,17 +80,46 @@ def pytest_collection_modifyitems(config, items):
         kept = sample(items, group)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if group[item] != item.nodeid:
-                item.add_marker(pytest.mark.xdist_group(group[item]))
     result = yield
     cost, first = Counter(), {}
     for place, item in enumerate(items):
         cost[group[item]] += seconds(item)
         first.setdefault(group[item], place)
     items.sort(key=lambda item: (-cost[group[item]], first[group[item]]))
+    if getattr(config, "workerinput", {}).get("workerid") == "gw0":  # all have collected the same
+        groups = {item.nodeid: group[item] for item in items}
+        Path(config.workerinput["groups"]).write_text(json.dumps(groups), encoding="utf-8")
     return result
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """pytest-xdist is about to start a process: where that writes which tests stay together."""
+    node.workerinput["groups"] = str(GROUPS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One group after the other, in our order, to the process that has room.
+
+    `--dist loadgroup` would do, but pytest-xdist 3.8 writes the groups where pytest 9.2 does not read them.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        @functools.cached_property
+        def groups(self):
+            return json.loads(GROUPS.read_text(encoding="utf-8"))
+
+        def _split_scope(self, nodeid):
+            return self.groups[nodeid]
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
+
+
+def pytest_unconfigure():
+    GROUPS.unlink(missing_ok=True)
 
 
 def pytest_terminal_summary(terminalreporter, config):
