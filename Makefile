@@ -49,7 +49,7 @@ serve: book
 # Each process stays on one core. What shares a costly fixture stays in one process, and what takes longest starts
 # first: tests/conftest.py. A sample of everything, site and sandbox included, where they are there: for every save.
 check test: export OMP_NUM_THREADS = 1
-TESTS := $(BIN)/pytest --numprocesses auto
+TESTS := $(BIN)/pytest --numprocesses auto --durations 20 --durations-min 1
 
 check: $(READY)
 	$(TESTS) --sample
@@ -59,7 +59,7 @@ check: $(READY)
 # with random draws (errata), models trained (linear). Both state no times, which nobody gets twice.
 AGAIN := errata linear
 test: book
-	$(TESTS) --durations 20 --durations-min 1 --nbval --nbval-sanitize-with tests/outputs.cfg \
+	$(TESTS) --nbval --nbval-sanitize-with tests/outputs.cfg \
 	  tests $(AGAIN:%=_build/executed/%.ipynb)
 
 lint: $(READY)
