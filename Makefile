@@ -1,5 +1,5 @@
 # make book    build the website            make serve   show it on this machine
-# make test    run every test               make help    the rest
+# make test    run every test               make check   a sample of them        make help    the rest
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,12 +13,13 @@ PORT ?= 8000
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test lint assignments student clean
+.PHONY: help setup book serve check test lint assignments student clean
 
 help:
 	@echo 'make book         set up and build the website (PYTHON=python3.12 chooses an interpreter)'
 	@echo 'make serve        show it at http://127.0.0.1:$(PORT) (PORT=8080 chooses another)'
-	@echo 'make test         set up and run every test'
+	@echo 'make test         set up, build the website and run every test (12 minutes on two cores)'
+	@echo 'make check        the core and a sample of everything else, for every save (two minutes)'
 	@echo 'make setup        set up only'
 	@echo 'make lint         check the style of code and notebooks'
 	@echo 'make assignments  generate assignments/ from solutions/'
@@ -45,13 +46,21 @@ serve: book
 	@echo 'Serving http://127.0.0.1:$(PORT) - stop with Ctrl-C'
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
 
-# The site first: the browser tests look at it. Each process stays on one core. A file's tests share costly fixtures
-# and stay in one process; the versions of the assignments' functions share nothing and go wherever there is room.
-test: export OMP_NUM_THREADS = 1
+# Each process stays on one core. What shares a costly fixture stays in one process, and what takes longest starts
+# first: tests/conftest.py. A sample of everything, site and sandbox included, where they are there: for every save.
+check test: export OMP_NUM_THREADS = 1
+TESTS := $(BIN)/pytest --numprocesses auto --durations 20 --durations-min 1
+
+check: $(READY)
+	$(TESTS) --sample
+
+# The site first: the browser tests look at it. The build has run all chapters; some are run again, and must give the
+# same outputs to the last digit. These are quick and have the two kinds of numbers that a chapter has: formulas checked
+# with random draws (errata), models trained (linear). Both state no times, which nobody gets twice.
+AGAIN := errata linear
 test: book
-	$(BIN)/pytest --numprocesses auto --dist loadfile --ignore tests/test_mutants.py
-	$(BIN)/pytest --numprocesses auto tests/test_mutants.py
-	$(BIN)/pytest --numprocesses auto --dist loadfile --nbval-lax book
+	$(TESTS) --nbval --nbval-sanitize-with tests/outputs.cfg \
+	  tests $(AGAIN:%=_build/executed/%.ipynb)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -42,8 +42,8 @@ RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT / "tests"))
 
 from mutants import elbo  # noqa: E402
-from notebooks import solution_cells  # noqa: E402
-from simulated import LIMITS, NAME, Student, simulated  # noqa: E402
+from support.notebooks import solution_cells  # noqa: E402
+from support.simulated import LIMITS, NAME, Student, simulated  # noqa: E402
 
 from aecourse.grading import worker  # noqa: E402
 from aecourse.grading.worker import Bundle  # noqa: E402

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from anchors import anchors
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,12 +100,6 @@ def test_no_row_of_the_course_is_missing():
     assert set(COVERAGE) == {*range(1, 32), 40, 41}
 
 
-def headings(name: str) -> list[str]:
-    page = BOOK / f"{name}.md"
-    text = page.read_text() if page.is_file() else "\n".join(cells(name, "markdown"))
-    return re.findall(r"(?m)^#{1,4} (.+)$", text)
-
-
 def found(path: str) -> bool:
     """Whether there is a thing of this name: module.function, module.Class or module.Class.method."""
     module = ".".join(path.split(".")[:2])
@@ -112,13 +107,6 @@ def found(path: str) -> bool:
     for name in path.split(".")[2:]:
         thing = getattr(thing, name, None)
     return thing is not None
-
-
-def slug(heading: str) -> str:
-    """The anchor that Sphinx gives a heading."""
-    plain = re.sub(r"\{[\w:]+\}`([^`<]*)[^`]*`", r"\1", heading)
-    plain = re.sub(r"[$`*\\{}]", "", plain)
-    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
 
 
 @pytest.mark.parametrize("number", COVERAGE)
@@ -129,7 +117,7 @@ def test_a_row_names_its_page_its_code_and_its_test(number):
     for place in row["pages"]:
         name, _, anchor = place.partition("#")
         assert name in LISTED, place
-        assert anchor in map(slug, headings(name)), place
+        assert anchor in anchors(BOOK, name), place
     for path in row["library"]:
         assert found(path), path
     for path in row["tests"]:

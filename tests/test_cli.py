@@ -149,6 +149,7 @@ def test_train_refuses_in_one_line(arguments, message, tmp_path, capsys):
     assert captured.out == ""
 
 
+@pytest.mark.seconds(8)
 def test_train_runs_on_two_processes(tmp_path):
     arguments = ["-m", "aecourse.cli", "train", "vae", "--hidden", "16", *TRAIN, "--folder"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

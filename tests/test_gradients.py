@@ -435,6 +435,7 @@ def test_at_the_exact_posterior_the_path_gradient_is_zero_for_every_draw():
     assert gradient(log_weights).abs().max() > 0.1
 
 
+@pytest.mark.seconds(6)
 def test_more_samples_help_the_decoder_and_drown_the_plain_encoder_gradient():
     """Oracle 13: slopes of log SNR over log K, from K = 10 to 1000; +1/2, -1/2 and, doubly
     reparameterised, +1/2 (Rainforth et al. 2018; Tucker et al. 2019).

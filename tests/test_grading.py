@@ -1,4 +1,4 @@
-"""The isolated grader against the submissions of attacks.py, in the real sandbox.
+"""The isolated grader against the submissions of support/attacks.py, in the real sandbox.
 
 A submission gets exactly its points and a sentence, and the next one finds nothing of it.
 """
@@ -18,22 +18,18 @@ import pytest
 pytest.importorskip("nbformat")
 pytest.importorskip("resource", reason="grading is for Linux and macOS")
 
-import attacks
 import nbformat
-from attacks import ATTACKS, COURSE, GRADEBOOK, HOST, MARK, NAME, PORT, TARGET
-from notebooks import AUTOGRADED, ROOT, grade_id
-from test_assignments import solved
+from support import attacks
+from support.attacks import ATTACKS, COURSE, GRADEBOOK, HOST, MARK, NAME, PORT, TARGET
+from support.notebooks import AUTOGRADED, ROOT, grade_id
+from support.sandbox import INSTALLED, WHOLE, needs_sandbox
+from support.submissions import solved
 
 from aecourse.grading import submission, worker
 from aecourse.grading.sandbox import Limits, Sandbox, SandboxError
 from aecourse.grading.worker import Bundle
 
-INSTALLED = shutil.which("bwrap") is not None
-NEEDED = os.environ.get("AECOURSE_TEST_SANDBOX") or (os.environ.get("CI") and sys.platform == "linux")
-
-pytestmark = pytest.mark.skipif(
-    not INSTALLED and not NEEDED, reason="needs bubblewrap: apt install bubblewrap"
-)
+pytestmark = needs_sandbox
 
 TEXT = (ROOT / "solutions" / NAME / f"{NAME}.ipynb").read_text(encoding="utf-8")
 KINDS = ("checks", "values", "gradients", "stability")
@@ -51,8 +47,6 @@ def source(*tests) -> str:
     return nbformat.writes(only(nbformat.reads(TEXT, as_version=4), tests))
 
 
-# AECOURSE_TEST_SANDBOX=all takes minutes.
-WHOLE = os.environ.get("AECOURSE_TEST_SANDBOX") == "all"
 SOURCE = TEXT if WHOLE else source(*(f"{TARGET}_{kind}" for kind in KINDS), *OTHERS)
 SHORT = source(f"{TARGET}_checks", f"{TARGET}_values")
 
@@ -129,6 +123,7 @@ def everything_in(verdict: dict) -> str:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=attacks.names())
+@pytest.mark.seconds(0.2)
 def test_attack(attack, surroundings, tmp_path):
     before, sandbox, listener = surroundings
     folder = tmp_path / "submitted" / "eve" / NAME

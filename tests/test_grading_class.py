@@ -13,15 +13,19 @@ pytest.importorskip("resource", reason="grading is for Linux and macOS")
 
 import resource
 
-import simulated
-from notebooks import WRITTEN
-from simulated import LIMITS, NAME
-from test_grading_course import course_with, pytestmark, scores  # noqa: F401  (the mark counts here, too)
+from support import simulated
+from support.notebooks import WRITTEN
+from support.sandbox import needs_sandbox
+from support.simulated import LIMITS, NAME
+from support.submissions import course_with, scores
 
 from aecourse.grading import course as grading
 
+pytestmark = needs_sandbox
+
 
 @pytest.mark.parametrize(("count", "seed"), [(40, 0)])
+@pytest.mark.seconds(20)
 def test_everybody_gets_exactly_their_points(count, seed, tmp_path):
     students = {student.name: student for student in simulated.simulated(count, seed)}
     assert {student.kind for student in students.values()} == {"right", "wrong", "attack"}

@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("nbformat")
 pytest.importorskip("resource", reason="grading is for Linux and macOS")
 
-import attacks
 import nbformat
-from attacks import ATTACKS, HOST, NAME
-from notebooks import AUTOGRADED, ROOT
-from test_assignments import solved
+from support import attacks
+from support.attacks import ATTACKS, HOST, NAME
+from support.notebooks import AUTOGRADED, ROOT
+from support.submissions import solved
 
 from aecourse.grading import submission, worker
 from aecourse.grading.sandbox import Limits, Sandbox, SandboxError

@@ -16,29 +16,11 @@ pytest.importorskip("nbgrader")
 pytest.importorskip("fcntl", reason="grading is for Linux and macOS")
 
 import nbformat
-from mutants import elbo
-from notebooks import AUTOGRADED, ROOT, SOURCE, WRITTEN, solution_cells
-from test_assignments import SUBMISSIONS, solved, tampered
+from support.notebooks import AUTOGRADED, ROOT, SOURCE, WRITTEN, solution_cells
+from support.sandbox import NEEDED, needs_sandbox
+from support.submissions import SUBMISSIONS, VERSIONS, course_with, scores, solved, tampered
 
-# Where CI or AECOURSE_TEST_SANDBOX is set, what is missing is a failure and no reason to skip.
-NEEDED = os.environ.get("AECOURSE_TEST_SANDBOX") or (os.environ.get("CI") and sys.platform == "linux")
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None and not NEEDED, reason="needs bubblewrap: apt install bubblewrap"
-)
-VERSIONS = {version.name: version for version in elbo.WRONG + elbo.RIGHT}
-
-
-def course_with(folder: Path, students: dict) -> Path:
-    """A course in which nothing has been graded: {student: notebook, or None for an empty folder}."""
-    shutil.copy(ROOT / "nbgrader_config.py", folder)
-    shutil.copytree(ROOT / "solutions" / "elbo", folder / "solutions" / "elbo")
-    for student, notebook in students.items():
-        place = folder / "submitted" / student / "elbo"
-        place.mkdir(parents=True)
-        if notebook is not None:
-            nbformat.write(notebook, place / "elbo.ipynb")
-    return folder
+pytestmark = needs_sandbox
 
 
 def command(*arguments) -> list[str]:
@@ -47,19 +29,6 @@ def command(*arguments) -> list[str]:
 
 def run(course: Path, *arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command(*arguments), cwd=course, capture_output=True, text=True, timeout=300)
-
-
-def scores(course: Path, url: str = "") -> dict:
-    """{student: {test: points}} in the gradebook; each submission once."""
-    from nbgrader.api import Gradebook
-
-    found = {}
-    with Gradebook(url or f"sqlite:///{course / 'gradebook.db'}") as gradebook:
-        for submission in gradebook.assignment_submissions("elbo"):
-            assert submission.student.id not in found
-            (notebook,) = submission.notebooks
-            found[submission.student.id] = {grade.name: grade.auto_score for grade in notebook.grades}
-    return found
 
 
 def expected(student: str) -> dict:
@@ -81,6 +50,7 @@ def class_of_ten(tmp_path_factory):
     return course, done
 
 
+@pytest.mark.seconds(40)
 def test_the_gradebook_has_the_points_that_nbgrader_gives(class_of_ten):
     course, done = class_of_ten
     assert done.returncode == 2, done.stderr  # somebody needs a human eye
@@ -156,6 +126,7 @@ def kill(process: subprocess.Popen, whom: str) -> None:
 
 
 @pytest.mark.parametrize("whom", ["coordinator", "worker", "group", "Ctrl-C"])
+@pytest.mark.seconds(20)
 def test_a_killed_run_loses_nothing_and_grades_nothing_twice(tmp_path, whom):
     course = course_with(tmp_path, {f"student-{i}": solved("elbo") for i in range(6)})
     verdicts = course / ".aecourse" / "elbo" / "verdicts"
@@ -203,6 +174,7 @@ def test_two_runs_at_once_are_refused(tmp_path):
     assert "Another `aecourse grade` is at work" in done.stderr
 
 
+@pytest.mark.seconds(8)
 def test_bad_input_gets_one_line(tmp_path):
     course = course_with(tmp_path, {"one": solved("elbo")})
     for arguments, words in (
@@ -216,6 +188,7 @@ def test_bad_input_gets_one_line(tmp_path):
         assert len(done.stderr.strip().splitlines()) <= 2
 
 
+@pytest.mark.seconds(12)
 def test_a_dask_cluster_grades_as_the_pool_does(tmp_path):
     distributed = pytest.importorskip("distributed")
     students = {name: solved("elbo", SUBMISSIONS[name][0]) for name in ("wrong-1", "right-einsum")}
@@ -261,6 +234,7 @@ def _of_postgresql(name: str) -> str | None:
     return str(found[-1]) if found else shutil.which(name)
 
 
+@pytest.mark.seconds(15)
 def test_postgresql_holds_what_sqlite_does(tmp_path, postgresql):
     pytest.importorskip("psycopg2", reason='needs psycopg2: pip install "aecourse[postgres]"')
     from nbgrader.api import Gradebook

@@ -6,11 +6,10 @@ import importlib
 import io
 import random
 import re
-from pathlib import Path
 
 import pytest
-from notebooks import ASSIGNMENTS, ROOT, SOURCE, graded, read, solution_cells
-from test_site import CHROMIUM, FLAGS
+from support.browser import chromium, needs_chromium, violations
+from support.notebooks import ASSIGNMENTS, ROOT, SOURCE, graded, read, solution_cells
 
 pytest.importorskip("jinja2")
 pytest.importorskip("nbformat")
@@ -438,14 +437,11 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install chromium to test the pages")
+@needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["feedback", "report"])
 def test_page_is_accessible_fits_a_phone_and_asks_nobody(made, name, scheme):
-    axe_playwright_python = pytest.importorskip("axe_playwright_python")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 360, "height": 900}, color_scheme=scheme)
         asked = []
         page.on("request", lambda request: asked.append(request.url))
@@ -453,7 +449,4 @@ def test_page_is_accessible_fits_a_phone_and_asks_nobody(made, name, scheme):
         assert asked == [(made / f"{name}.html").as_uri()]
         page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text())
-        found = page.evaluate("axe.run()")["violations"]
-        browser.close()
-    assert not [(v["id"], [node["html"][:150] for node in v["nodes"]]) for v in found]
+        assert not violations(page)

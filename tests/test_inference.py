@@ -150,6 +150,7 @@ def test_annealed_estimates_agree_with_the_evidence(start, largest):
 
 
 @pytest.mark.parametrize("step_size", [0.1, 1.5])
+@pytest.mark.seconds(6)
 def test_annealed_weights_are_unbiased_even_when_the_chains_do_not_mix(step_size):
     """Neal (2001): few temperatures and short trajectories cost variance, not correctness.
 

@@ -7,20 +7,18 @@ them goes through the isolated grader, too: with AECOURSE_TEST_SANDBOX=all, all 
 import copy
 import functools
 import importlib
-import os
 import re
-import shutil
-import sys
 import time
 import warnings
 
 import nbformat
 import pytest
 from mutants import Version
-from notebooks import ASSIGNMENTS, AUTOGRADED, SOURCE, grade_id, graded, solution_cells
+from support.notebooks import ASSIGNMENTS, AUTOGRADED, SOURCE, grade_id, graded, solution_cells
+from support.sandbox import WHOLE, needs_sandbox
 
 MUTANTS = {name: importlib.import_module(f"mutants.{name}") for name in ASSIGNMENTS}
-UNUSED = ("colab", "together-code")  # an installation, and a demonstration that takes its time
+UNUSED = ("colab", "together-code", "experiment-cell")  # an installation, and demonstrations
 
 
 def grade(name, version):
@@ -78,11 +76,6 @@ def test_right_version_loses_nothing(name, version):
 
 # ---- in the sandbox
 
-NEEDED = os.environ.get("AECOURSE_TEST_SANDBOX") or (os.environ.get("CI") and sys.platform == "linux")
-needs_sandbox = pytest.mark.skipif(
-    shutil.which("bwrap") is None and not NEEDED, reason="needs bubblewrap: apt install bubblewrap"
-)
-
 
 @functools.cache
 def parts(name, function):
@@ -108,11 +101,12 @@ def isolated(name, version):
     return {test["name"].rpartition("_")[2]: f"Wrong: {test['message']}" for test in lost}
 
 
-EVERY = 1 if os.environ.get("AECOURSE_TEST_SANDBOX") == "all" else 60
+EVERY = 1 if WHOLE else 60
 
 
 @needs_sandbox
 @pytest.mark.parametrize("name", ASSIGNMENTS)
+@pytest.mark.seconds(6)
 def test_versions_get_the_same_in_the_sandbox(name):
     for version in [*MUTANTS[name].WRONG, *MUTANTS[name].RIGHT][::EVERY]:
         lost = isolated(name, version)
@@ -124,6 +118,7 @@ def test_versions_get_the_same_in_the_sandbox(name):
 
 @needs_sandbox
 @pytest.mark.parametrize("name", ASSIGNMENTS)
+@pytest.mark.seconds(6)
 def test_model_solutions_get_all_points_in_the_sandbox(name):
     for function in solution_cells(SOURCE[name]):
         assert isolated(name, Version(function, function, "", frozenset(), "")) == {}
@@ -133,6 +128,7 @@ def test_model_solutions_get_all_points_in_the_sandbox(name):
 
 
 @pytest.mark.parametrize("name", ASSIGNMENTS)
+@pytest.mark.seconds(3)
 def test_model_solutions_are_graded_in_less_than_a_minute(name):
     start, lost = time.process_time(), {}
     for function in solution_cells(SOURCE[name]):

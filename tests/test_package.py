@@ -90,6 +90,7 @@ def test_importing_the_package_imports_nothing_slow_or_optional():
     assert run.stderr == ""
 
 
+@pytest.mark.seconds(10)
 def test_importing_the_package_costs_little_beyond_torch():
     # In one process each, so that nothing is shared; the best of five, because machines are noisy.
     script = """

@@ -7,8 +7,8 @@ import shutil
 
 import nbformat
 import pytest
-from notebooks import ASSIGNMENTS, ROOT, grade_id, solution_cells
-from test_assignments import solved
+from support.notebooks import ASSIGNMENTS, ROOT, grade_id, solution_cells
+from support.submissions import solved
 
 from aecourse import cli
 from aecourse.grading import preflight, submission

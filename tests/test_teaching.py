@@ -5,29 +5,31 @@ import html
 import io
 import os
 import re
-import shutil
 import subprocess
-import sys
 import sysconfig
 import zipfile
 
 import nbformat
 import pytest
-from mutants import elbo
-from notebooks import ASSIGNMENTS, AUTOGRADED, POINTS, ROOT, WRITTEN, read, solution_cells
-from test_assignments import secret_lines, solved
-from test_chapters import headings, slug
+from anchors import anchors
+from support.notebooks import (
+    ASSIGNMENTS,
+    AUTOGRADED,
+    POINTS,
+    ROOT,
+    WRITTEN,
+    read,
+    secret_lines,
+    solution_cells,
+)
+from support.sandbox import needs_sandbox
+from support.submissions import VERSIONS, solved
 
 from aecourse.checks.core import find
 
 STUDENTS, GUIDE = ((ROOT / "book" / f"{name}.md").read_text() for name in ("assignments", "teaching"))
-VERSIONS = {version.name: version for version in elbo.WRONG}
 ASH, BROWN = "ashalice", "brownbob"
 SLIPS, COMMENT = ("kl_logvar_as_std", "full_log_det"), "Half a point short."
-NEEDED = os.environ.get("AECOURSE_TEST_SANDBOX") or (os.environ.get("CI") and sys.platform == "linux")
-needs_sandbox = pytest.mark.skipif(
-    shutil.which("bwrap") is None and not NEEDED, reason="needs bubblewrap: apt install bubblewrap"
-)
 
 
 def test_table_of_assignments():
@@ -46,7 +48,7 @@ def test_messages_and_texts_point_to_headings_that_exist(name):
     places = re.findall(r"aecourse\.github\.io/aecourse/(\w+)\.html#?([\w-]*)", text)
     places += [find(function).read.split("#") for function in solution_cells(notebook)]
     for page, anchor in places:
-        assert anchor in {"", *map(slug, headings(page))}, f"{page}#{anchor}"
+        assert anchor in {"", *anchors(ROOT / "book", page)}, f"{page}#{anchor}"
 
 
 def downloads(course, notebooks):
@@ -122,6 +124,7 @@ def points_in(table: str) -> dict[str, dict[str, str]]:
 
 
 @needs_sandbox
+@pytest.mark.seconds(45)
 def test_guide_from_an_empty_folder_to_returned_feedback(guided):
     course, left = guided
     source, notebook = (course / "solutions/elbo/elbo.ipynb", course / "assignments/elbo/elbo.ipynb")

@@ -278,6 +278,7 @@ def test_resuming_repeats_no_step_that_is_in_the_checkpoint(images, file):
     assert len(calls) == 12 - 6  # killed at the eighth step, written after the sixth
 
 
+@pytest.mark.seconds(8)
 def test_a_process_killed_by_the_system_resumes_to_the_same_numbers(images, tmp_path):
     script = """
 import sys, time, torch
@@ -872,6 +873,7 @@ def test_mixed_precision_trains_to_the_same_place_with_other_numbers(images):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs a C++ compiler")
+@pytest.mark.seconds(20)
 def test_a_compiled_loss_gives_the_same_numbers(images, tmp_path):
     # In a process of its own: the compiler keeps threads and caches.
     script = """
@@ -1000,6 +1002,7 @@ def result(folder: Path, name: str) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize("kind", ["linear", "vae", "players", "samples"])
+@pytest.mark.seconds(8)
 def test_two_processes_train_as_one_does(images, tmp_path, kind):
     # 49 images in batches of 16: uneven parts, and a last batch of one image for two processes.
     torch.save(images[:49], tmp_path / "images.pt")
@@ -1138,6 +1141,7 @@ def test_alone_noise_is_what_torch_draws():
     assert all_sum(counts) is counts
 
 
+@pytest.mark.seconds(8)
 def test_two_processes_stop_together_and_one_says_why(images, tmp_path):
     torch.save(images, tmp_path / "images.pt")
     run = team("nan", tmp_path)
@@ -1146,6 +1150,7 @@ def test_two_processes_stop_together_and_one_says_why(images, tmp_path):
     assert not list(tmp_path.glob("nan-*.json"))
 
 
+@pytest.mark.seconds(16)
 def test_two_processes_that_were_killed_go_on_to_the_same_numbers(images, tmp_path):
     torch.save(images, tmp_path / "images.pt")
     assert team("killed", tmp_path).returncode != 0

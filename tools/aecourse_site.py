@@ -1,29 +1,32 @@
 """The site's own Sphinx extension: a trustworthy and quickly filled cache, accessible pages, two tables.
 
-Five jobs, each of which Jupyter Book leaves open:
+Six jobs, each of which Jupyter Book leaves open:
 
 1. Its execution cache looks at a notebook alone and would show old output after a change in the library.
    Here the cache's key includes the library and the data set.
 2. The theme's pages have accessibility errors that axe-core finds. They are mended in the finished HTML.
 3. A figure without alternative text passes unseen. Here it is a warning, and the build runs with -W.
 4. Chapters are executed one after the other. Here there are as many at a time as the machine has cores.
-5. ``coverage-table`` shows what the course covers and where; ``version-table`` what ran the pages.
+5. The executed chapters are left in ``_build/executed``, with their outputs, for a test that runs some again.
+6. ``coverage-table`` shows what the course covers and where; ``version-table`` what ran the pages.
 """
 
 import hashlib
-import json
 import os
 import platform
-import re
+import shutil
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import requires, version
-from logging import WARNING, getLogger
 from pathlib import Path
 
+import nbformat
 import yaml
+from anchors import anchors
 from bs4 import BeautifulSoup
 from docutils import nodes
 from jupyter_cache import get_cache
-from jupyter_cache.executors import load_executor
+from jupyter_cache.executors.basic import ExecutionWorkerLocalMProc, ProcessData
+from myst_nb.core.read import is_myst_markdown_notebook
 from packaging.requirements import Requirement
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -63,7 +66,7 @@ def key_cache(app, config):
 
 
 def fill_cache(app):
-    """Execute the chapters that the cache lacks, several at a time, each on one core.
+    """Execute the pages that the cache lacks, the longest first, each on a core of its own.
 
     One that fails is executed again, alone, when its page is read: there its error is reported.
     """
@@ -71,13 +74,42 @@ def fill_cache(app):
         return
     cache = get_cache(app.config.nb_execution_cache_path)
     left_out = app.config.nb_execution_excludepatterns
-    for path in sorted(Path(app.srcdir).glob("*.ipynb")):
-        if not any(path.match(pattern) for pattern in left_out):
-            cache.add_nb_to_project(str(path))
+    readers = {str(path): reader_of(path) for path in sorted(Path(app.srcdir).iterdir())}
+    readers = {path: how for path, how in readers.items() if how and not any(map(Path(path).match, left_out))}
+    for record in cache.list_project_records():
+        if record.uri not in readers:  # a page that is gone
+            cache.remove_nb_from_project(record.pk)
+    for path, reader in readers.items():
+        cache.add_nb_to_project(path, read_data=reader)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    quiet = getLogger("aecourse.execution")
-    quiet.setLevel(WARNING)
-    load_executor("local-parallel", cache, quiet).run_and_cache(timeout=app.config.nb_execution_timeout)
+    # How long a page will take is not known before; one of more text and code usually takes longer.
+    records = sorted(cache.list_unexecuted(), key=lambda record: -Path(record.uri).stat().st_size)
+    timeout = app.config.nb_execution_timeout
+    work = [ProcessData(record.pk, record.uri, cache, timeout, allow_errors=False) for record in records]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for status, path in pool.map(ExecutionWorkerLocalMProc(), work):
+            if status:
+                logger.info("%s failed and will be executed again", path)
+    leave_executed(cache, Path(app.outdir).parent / "executed")
+
+
+def reader_of(path: Path) -> dict | None:
+    """How jupyter-cache reads a page that is executed; None for any other file."""
+    if path.suffix == ".ipynb":
+        return {"type": "plugin", "name": "nbformat"}
+    if path.suffix == ".md" and is_myst_markdown_notebook(path.read_text(encoding="utf-8")):
+        return {"type": "plugin", "name": "myst_nb_md"}
+    return None
+
+
+def leave_executed(cache, folder: Path) -> None:
+    """Write each notebook of the cache's project with its outputs into a folder, and nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for record in cache.list_project_records():
+        if record.uri.endswith(".ipynb") and cache.get_cached_project_nb(record.uri):
+            _, notebook = cache.merge_match_into_notebook(cache.get_project_notebook(record.uri).nb)
+            nbformat.write(notebook, folder / Path(record.uri).name)
 
 
 def versions() -> dict[str, str]:
@@ -114,7 +146,7 @@ class CoverageTable(SphinxDirective):
             places = []
             for place in row["pages"]:
                 name, _, anchor = place.partition("#")
-                title = headings(path.parent, name).get(anchor, anchor)
+                title = anchors(path.parent, name).get(anchor, anchor)
                 places.append(nodes.reference("", title, internal=True, refuri=f"{name}.html#{anchor}"))
             code = [
                 nodes.literal("", text.removeprefix("aecourse.")) for text in row["library"] + row["tests"]
@@ -123,18 +155,6 @@ class CoverageTable(SphinxDirective):
             rows.append([words(str(number)), words(row["row"]), *cells])
         header = ("#", "What", "Where", "Code, and the test of it")
         return [nodes.container("", table(header, rows), classes=["coverage"])]
-
-
-def headings(folder: Path, name: str) -> dict[str, str]:
-    """{anchor: heading} of a page, without mark-up."""
-    path = folder / f"{name}.md"
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        cells = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    titles = (re.sub(r"[$`*\\{}]", "", title) for title in re.findall(r"(?m)^#{1,4} (.+)$", text))
-    return {re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"): title for title in titles}
 
 
 def words(text: str) -> nodes.paragraph:
@@ -174,11 +194,15 @@ def check_alternative_text(app, doctree, docname):
 
 def mend_pages(app, exception):
     if exception is None and app.builder.name == "html":
-        for path in Path(app.outdir).glob("*.html"):
-            before = path.read_text(encoding="utf-8")
-            after = mend(before)
-            if after != before:
-                path.write_text(after, encoding="utf-8")
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(mend_page, sorted(Path(app.outdir).glob("*.html"))))
+
+
+def mend_page(path: Path) -> None:
+    before = path.read_text(encoding="utf-8")
+    after = mend(before)
+    if after != before:
+        path.write_text(after, encoding="utf-8")
 
 
 def mend(html: str) -> str:

@@ -1,10 +1,11 @@
-"""The assignments' notebooks as the tests see them: their cells, points and kinds."""
+"""The assignments' notebooks as the tests see them: their cells, points, kinds and secrets."""
 
+import re
 from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ASSIGNMENTS = sorted(path.name for path in (ROOT / "solutions").iterdir() if path.is_dir())
 
 
@@ -25,6 +26,14 @@ def graded(notebook):
 
 def solution_cells(notebook):
     return {grade_id(c): c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("solution")}
+
+
+def secret_lines(notebook):
+    """The lines between the markers of solutions, hidden tests and marking schemes."""
+    for cell in notebook.cells:
+        for region in re.findall(r"### BEGIN [A-Z ]+\n(.*?)### END", cell.source, flags=re.DOTALL):
+            lines = (line.strip() for line in region.splitlines())
+            yield from (line for line in lines if len(line) > 20 and not line.startswith("def "))
 
 
 SOURCE = {name: read("solutions", name) for name in ASSIGNMENTS}

@@ -14,10 +14,10 @@ from pathlib import Path
 from textwrap import indent
 
 import nbformat
-from notebooks import AUTOGRADED, ROOT, grade_id
-from test_assignments import solved
 
 from aecourse.grading.sandbox import Limits
+from support.notebooks import AUTOGRADED, ROOT, grade_id
+from support.submissions import solved
 
 NAME = "elbo"
 TARGET = "full_gaussian_kl"  # no other function calls it

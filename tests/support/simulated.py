@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from attacks import ATTACKS
 from mutants import Version, elbo
-from notebooks import AUTOGRADED, SOURCE, solution_cells
-from test_assignments import solved
 
 from aecourse.grading.sandbox import Limits
+from support.attacks import ATTACKS
+from support.notebooks import AUTOGRADED, SOURCE, solution_cells
+from support.submissions import solved
 
 NAME = "elbo"
 FUNCTIONS = tuple(solution_cells(SOURCE[NAME]))
