@@ -1,0 +1,366 @@
+"""What costs a nearly right result its digits, recognised by the numbers that each cause would have given.
+
+Rounding errors jump when the inputs move a little: those of float64 however little they move, those of
+float32 only when they move by more than its last digit. What is smooth is an epsilon, a clamp or a rounded
+constant: the right formula is computed again with each of these, operation by operation. And where a result
+ceases to be finite says which function left the range of numbers.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from aecourse.checks.core import (
+    UNKNOWN,
+    Case,
+    Cause,
+    Draw,
+    Task,
+    Wrong,
+    f32,
+    f64,
+    prepared,
+    same_shape,
+    tensors,
+)
+from aecourse.checks.naming import call
+from aecourse.checks.student import Student
+
+SINGLE = "a part of it is computed in single precision (float32)"
+CANCELLED = "digits cancel: large, nearly equal numbers are subtracted"
+OVERFLOWS = "an exponential leaves the range of numbers: it overflows, or is rounded to 0"
+UNDERFLOWS = "a number has been rounded to 0, or has overflowed, before its log is taken"
+SATURATES = "a sigmoid has been rounded to 0 or 1 before its log is taken"
+
+
+def right_answer(task: Task, case: Case, dtype: torch.dtype):
+    """The canonical right answer in float64, for a case's numbers in this type."""
+    arguments = task.build(*prepared(case.arguments, dtype))
+    exact = (a if not hasattr(a, "to") or _whole(a) else a.to(f64) for a in arguments)
+    return task.canonical(task.reference(*exact, **case.keywords))
+
+
+def _whole(argument) -> bool:
+    return isinstance(argument, Tensor) and not argument.is_floating_point()
+
+
+@dataclass(frozen=True)
+class Look:
+    """A case in a type, how close a result must be to the right one, and whether these are ordinary inputs,
+    on which a right formula is nearly right at least."""
+
+    case: Case
+    dtype: torch.dtype
+    rtol: float
+    atol: float
+    want: object
+    ordinary: bool
+
+
+def lost_digits(task: Task, student: Student, look: Look, got) -> Cause:
+    """What has cost a result its digits; nothing where it is not known, or where more than these is wrong."""
+    if not same_shape(task.canonical(got), look.want):
+        return UNKNOWN
+    got, want = _row(task.canonical(got)), _row(look.want)
+    if got is None or want is None:
+        return UNKNOWN
+    near = got.isfinite().all() and (got - want).abs().max() < 0.01 * want.abs().max()
+    if look.ordinary and not near:
+        return UNKNOWN
+    try:
+        slip = (
+            _lost_to_the_log(look.dtype, got, want)
+            or _smooth_or_not(task, student, look, got, want)
+            or ("" if look.ordinary else _out_of_range(task, student, look.dtype))
+        )
+    except Wrong:  # a call fails, as another test says
+        return UNKNOWN
+    return Cause.of((slip,), "That is what one gets when") if slip else Cause()
+
+
+def _row(result) -> Tensor | None:
+    """All numbers of a result in float64."""
+    parts = tensors(result)
+    return torch.cat([part.detach().reshape(-1).to(f64) for part in parts]) if parts else None
+
+
+def _answer(task: Task, student: Student, cases: list[Case], dtype: torch.dtype) -> list[Tensor]:
+    calls = [call(task.build(*prepared(case.arguments, dtype)), case, dtype) for case in cases]
+    return [_row(task.canonical(result)) for result in student.each(calls)]
+
+
+def _lost_to_the_log(dtype: torch.dtype, got: Tensor, want: Tensor) -> str:
+    """Whether the only logs that are wrong are infinite, and those of numbers out of this type's range."""
+    lost = got.isinf()
+    if not lost.any() or not torch.allclose(got[~lost], want[~lost], 1e-3, 1e-3):
+        return ""
+    beyond = (want.abs() > (690.0 if dtype == f64 else 85.0)) & (want.abs() < 1e7)
+    return UNDERFLOWS if beyond[lost].all() and (got.sign() == want.sign())[lost].all() else ""
+
+
+def _smooth_or_not(task: Task, student: Student, look: Look, got: Tensor, want: Tensor) -> str:
+    """The cause of an error that jumps, as rounding does, or of one that an alteration of the formula has."""
+    case = look.case
+    if got.isfinite().all() and _jumps(task, student, look, 1e-13 if look.dtype == f64 else 1e-6):
+        return CANCELLED
+    if look.dtype != f64:  # look again where an epsilon can be told from rounding
+        (got,), want = _answer(task, student, [case], f64), _row(right_answer(task, case, f64))
+    elif got.isfinite().all() and _jumps(task, student, look, 1e-6):
+        return SINGLE
+    error = (got - want).abs().nan_to_num(math.inf)
+    if not (error > 1e-11 * want.abs()).any():
+        return ""
+    usual = next(iter(task.cases(Draw(0))))
+    right = _row(right_answer(task, usual, f64))
+    for formula in (task.reference, lambda *a, **k: next(iter(task.slips(*a, **k)))[1]):
+        for slip, altered in _alterations(task, formula):
+            # Where ordinary inputs give what is right, they must do so with this alteration, too.
+            if _explains(altered(case), got, want) and (look.ordinary or _near(altered(usual), right)):
+                return slip
+    return ""
+
+
+def _near(row: Tensor | None, right: Tensor) -> bool:
+    return row is not None and torch.allclose(row, right, 1e-9, 1e-8)
+
+
+def _jumps(task: Task, student: Student, look: Look, size: float) -> bool:
+    """Whether the error, where it is too large, is another at inputs that differ by this relative size."""
+    factors = [1 + step * size for step in range(6)]
+    cases = [
+        replace(look.case, arguments=tuple(_scaled(a, factor) for a in look.case.arguments))
+        for factor in factors
+    ]
+    right = torch.stack([_row(right_answer(task, moved, look.dtype)) for moved in cases])
+    errors = torch.stack(_answer(task, student, cases, look.dtype)) - right
+    affected = (errors.abs() > look.atol + look.rtol * right.abs()).any(0)
+    spread = (errors.amax(0) - errors.amin(0))[affected] / errors.abs().amax(0)[affected]
+    return bool(affected.any() and spread.median() > 0.1)
+
+
+def _scaled(argument, factor: float):
+    return argument * factor if isinstance(argument, Tensor) and not _whole(argument) else argument
+
+
+def _explains(altered: Tensor | None, got: Tensor, want: Tensor) -> bool:
+    """Whether an altered formula gives a student's numbers, much nearer than the right ones do."""
+    if altered is None or altered.shape != got.shape or not torch.equal(altered.isfinite(), got.isfinite()):
+        return False
+    there = got.isfinite()
+    if not there.all() and not torch.equal(altered[~there].nan_to_num(), got[~there].nan_to_num()):
+        return False
+    rest, error = (altered - got)[there].abs(), (got - want)[there].abs()
+    return bool((rest <= 1e-4 * error + 1e-14 * want[there].abs()).all()) and bool((error > 0).any())
+
+
+# --------------------------------------------------------------------------- the formula with an alteration
+
+
+class _Altered(TorchFunctionMode):
+    """While it is on, some operations of torch, or only the one at a site, are replaced by `change`."""
+
+    def __init__(self, operations: tuple[str, ...], change: Callable, site: int | None):
+        self.operations, self.change, self.site, self.seen = operations, change, site, 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "").strip("_")
+        if not self.operations or name in self.operations:
+            self.seen += 1
+            if self.site in (None, self.seen - 1):
+                return self.change(function, *args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+EPSILONS = [10.0**-k for k in range(3, 17)]
+BOUNDS = [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 20, 25, 30, 40, 50, 60, 80, 100]
+QUOTIENTS = ("truediv", "div", "rtruediv")
+LOGS = ("log", "logsigmoid", "log_sigmoid")
+MATRICES = (
+    *("linalg_cholesky", "linalg_slogdet", "slogdet", "logdet", "cholesky", "linalg_inv", "linalg_eigh"),
+    *("linalg_eigvalsh", "linalg_solve", "inverse"),
+)
+
+
+def _of_log(change: Callable) -> Callable:
+    """An alteration of what the log is taken of, also where a log-sigmoid is taken at once."""
+
+    def altered(function, a, *rest, **keywords):
+        plain = function.__name__ == "log"
+        return torch.log(change(a if plain else torch.sigmoid(a)))
+
+    return altered
+
+
+def _rounded(round_: Callable) -> Callable:
+    def altered(function, *arguments, **keywords):
+        return function(*(round_(a) if type(a) is float else a for a in arguments), **keywords)
+
+    return altered
+
+
+def _log_of_determinant(function, matrix):
+    determinant = torch.linalg.det(matrix)
+    return (
+        determinant.log() if function.__name__ == "logdet" else (determinant.sign(), determinant.abs().log())
+    )
+
+
+def _single(number: float) -> float:
+    return float(torch.tensor(number, dtype=f32))
+
+
+# What to tell, the operations, and how a size changes them: change(size)(function, *arguments).
+CHANGES = [
+    (
+        "an epsilon ({:g}) is added before the log is taken",
+        LOGS,
+        lambda size: _of_log(lambda a: a + size),
+        EPSILONS,
+    ),
+    (
+        "a clamp ({:g}) changes what the log is taken of",
+        LOGS,
+        lambda size: _of_log(lambda a: a.clamp_min(size)),
+        EPSILONS,
+    ),
+    (
+        "a clamp ({:g}) changes what the log is taken of",
+        LOGS,
+        lambda size: _of_log(lambda a: a.clamp(size, 1 - size)),
+        EPSILONS,
+    ),
+    (
+        "an epsilon ({:g}) is added to a variance or another exponential",
+        ("exp",),
+        lambda size: lambda exp, a: exp(a) + size,
+        EPSILONS,
+    ),
+    (
+        "an epsilon ({:g}) is added to a variance whose root is taken",
+        ("exp",),
+        lambda size: lambda exp, a: (exp(2 * a) + size).sqrt(),
+        EPSILONS,
+    ),
+    (
+        "a clamp ({:g}) changes a variance or another exponential",
+        ("exp",),
+        lambda size: lambda exp, a: exp(a).clamp_min(size),
+        EPSILONS,
+    ),
+    (
+        "a clamp ({:g}) changes a variance whose root is taken",
+        ("exp",),
+        lambda size: lambda exp, a: exp(2 * a).clamp_min(size).sqrt(),
+        EPSILONS,
+    ),
+    (
+        "an epsilon ({:g}) is added to a divisor",
+        QUOTIENTS,
+        lambda size: (
+            lambda divide, a, b: (b / (a + size)) if divide.__name__ == "__rtruediv__" else a / (b + size)
+        ),
+        EPSILONS,
+    ),
+    ("an epsilon ({:g}) is added inside a root", ("sqrt",), lambda size: lambda f, a: f(a + size), EPSILONS),
+    (
+        "an epsilon ({:g}) smooths the absolute value",
+        ("abs",),
+        lambda size: lambda f, a: (a * a + size).sqrt(),
+        EPSILONS,
+    ),
+    (
+        "a jitter ({:g}) is added to the diagonal of a matrix",
+        MATRICES,
+        lambda size: lambda f, a, *rest, **k: f(a + size * torch.eye(a.shape[-1], dtype=a.dtype), *rest, **k),
+        EPSILONS,
+    ),
+    (
+        "the log of a determinant is taken, which under- or overflows",
+        ("linalg_slogdet", "slogdet", "logdet"),
+        lambda _: _log_of_determinant,
+        [None],
+    ),
+    ("a constant is rounded to {} decimals", (), lambda n: _rounded(lambda a: round(a, n)), range(2, 9)),
+    ("a constant is in single precision (float32)", (), lambda _: _rounded(_single), [None]),
+]
+
+
+def _computed(
+    task: Task, formula: Callable, case: Case, operations: tuple[str, ...] = (), change=None, site=None
+) -> tuple[Tensor | None, int]:
+    """What the formula gives with an alteration, None where it cannot be computed; and how often the
+    operations occur."""
+    arguments = task.build(*prepared(case.arguments, f64))
+    with _Altered(operations, change or (lambda function, *a, **k: function(*a, **k)), site) as mode:
+        try:
+            result = formula(*arguments, **case.keywords)
+        except Exception:  # a matrix that is singular, a log of what is no tensor, ...
+            return None, mode.seen
+    return (None if result is None else _row(task.canonical(result))), mode.seen
+
+
+def _alterations(task: Task, formula: Callable) -> Iterator[tuple[str, Callable[[Case], Tensor | None]]]:
+    """What to tell, and what the altered formula gives for a case."""
+    usual = next(iter(task.cases(Draw(0))))
+    for words, operations, change, sizes in CHANGES:
+        seen = _computed(task, formula, usual, operations)[1]
+        sites = [None, *range(min(seen, 8))] if operations and seen > 1 else [None] * min(seen, 1)
+        for site, size in product(sites, sizes):
+            altered = partial(_computed, task, formula, operations=operations, change=change(size), site=site)
+            yield words.format(size), lambda case, altered=altered: altered(case)[0]
+    names = task.reference.__code__.co_varnames
+    for i, argument in enumerate(usual.arguments):
+        if isinstance(argument, Tensor) and not _whole(argument):
+            for size, (low, high) in product(BOUNDS, ((-1, 1), (-1, None), (None, 1))):
+                limits = tuple(None if end is None else end * size for end in (low, high))
+
+                def limited(case, i=i, limits=limits):
+                    given = (*case.arguments[:i], case.arguments[i].clamp(*limits), *case.arguments[i + 1 :])
+                    return _computed(task, formula, replace(case, arguments=given))[0]
+
+                yield f"{names[i]} is limited (clamped at {size})", limited
+
+
+# --------------------------------------------------------------------------- the range of numbers
+
+# Arguments between which a function ceases to be finite: exp and its inverse at 709 and 745 (in float32 at 88
+# and 104), or at half of these where its argument is doubled; a sigmoid is 1 from 37 (17) on.
+RANGES = {
+    f64: [((36.0, 38.5), SATURATES), ((350.0, 375.0), OVERFLOWS), ((705.0, 750.0), OVERFLOWS)],
+    f32: [((16.0, 18.0), SATURATES), ((43.5, 52.5), OVERFLOWS), ((87.0, 105.0), OVERFLOWS)],
+}
+
+
+def _out_of_range(task: Task, student: Student, dtype: torch.dtype) -> str:
+    """Which function has left the range of numbers: found with all entries of one argument the same."""
+    case = next(iter(task.cases(Draw(0))))
+    for i in task.differentiate or range(len(case.arguments)):
+        if isinstance(case.arguments[i], Tensor) and not _whole(case.arguments[i]):
+            with contextlib.suppress(Wrong):  # an argument that may not be so large
+                if slip := _ceases(task, student, case, i, dtype):
+                    return slip
+    return ""
+
+
+def _ceases(task: Task, student: Student, case: Case, i: int, dtype: torch.dtype) -> str:
+    """The function of `RANGES` between whose bounds for argument i a result ceases to be right."""
+    looks = []
+    for (bounds, _), sign in product(RANGES[dtype], (1, -1)):
+        for bound in bounds:
+            full = torch.full_like(case.arguments[i], sign * bound)
+            looks.append(replace(case, arguments=(*case.arguments[:i], full, *case.arguments[i + 1 :])))
+    right = [_row(right_answer(task, look, dtype)) for look in looks]
+    rows = _answer(task, student, looks, dtype)
+    near = [torch.allclose(row, exact, 0.02, 0.02) for row, exact in zip(rows, right)]
+    slips = [slip for _, slip in RANGES[dtype] for _ in range(2)]
+    for slip, below, beyond, exact in zip(slips, near[::2], near[1::2], right[1::2]):
+        if below and not beyond and exact.isfinite().all():
+            return slip
+    return ""
