@@ -27,7 +27,10 @@ from aecourse.grading.inside import LIMITS, READY
 HERE = "/inside"  # where the sandbox shows the files below, and the socket of this side
 
 # What student code finds of the course. `check` does nothing there: it runs outside.
-FILES = ("checks/parts.py", "checks/bans.py", "checks/modules.py", "grading/inside.py", "grading/wire.py")
+FILES = (
+    *("models.py", "checks/parts.py", "checks/bans.py", "checks/modules.py"),
+    *("grading/inside.py", "grading/wire.py"),
+)
 STUB = "def check(name, function):\n    pass\n"
 SETTINGS = {
     "PATH": "/usr/bin:/bin",
