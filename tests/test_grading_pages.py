@@ -36,7 +36,7 @@ def wrong(function, *slips, dtype="float64", words="wrong.", **others):
     cause = Cause.of(slips)
     failed = Wrong(words, cause, case=f"images (4, 2, 3), beta=0, {dtype}", function=function, **others)
     failed.read = READ
-    return {"message": failed.sentence, **worker._about(failed)}
+    return {"message": failed.sentence, **worker.parts_of(failed)}
 
 
 def verdict(student, messages=(), of=ELBO, **others):

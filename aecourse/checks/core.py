@@ -28,7 +28,7 @@ f32, f64 = torch.float32, torch.float64
 WRONG, UNWRITTEN, UNDEFINED, FOLLOWS = "wrong", "unwritten", "undefined", "follows"
 
 
-SIZES = re.compile(r"\((?:\d+, ?)*\d*\)")
+SIZES = re.compile(r"\(\d+(?:, ?\d+)*,?\)")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Wrong(AssertionError):
     ):
         super().__init__(words)
         self.words, self.cause, self.case, self.function = words, cause, case, function
-        self.joint, self.brief, self.reason = joint, brief or SIZES.sub("(…)", words), reason
+        self.joint, self.brief, self.reason = joint, brief or SIZES.sub("(…)", words + cause.words), reason
         self.read = ""
 
     def about(self, task: "Task") -> "Wrong":

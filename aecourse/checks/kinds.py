@@ -27,7 +27,7 @@ from aecourse.checks.core import (
     tensors,
 )
 from aecourse.checks.modules import weighted_sum
-from aecourse.checks.naming import call, diagnose
+from aecourse.checks.naming import ELSEWHERE, call, diagnose
 from aecourse.checks.precision import Look, lost_digits, right_answer
 from aecourse.checks.student import Student, copies
 
@@ -49,15 +49,23 @@ def values(task: Task, student: Student, draw: Draw) -> None:
         where = f"{case.label}, {dtype_name(dtype)}"
         student.refuse_changes(arguments, then, where)
         if not same_shape(got, want):
-            words = f"{shape(got)} is returned, not {shape(want)}."
-            raise Wrong(words, diagnose(task, student, draw), case=where)
+            raise _wrong(
+                f"{shape(got)} is returned, not {shape(want)}.", diagnose(task, student, draw), where
+            )
         if not same(task.canonical(got), want, rtol=1e-4, atol=1e-4):
             nan = "" if finite(got) else " Not all numbers are finite."
-            raise Wrong(f"wrong.{nan}", diagnose(task, student, draw), case=where)
+            raise _wrong(f"wrong.{nan}", diagnose(task, student, draw), where)
         for part in tensors(got):
             if part.dtype != dtype and part.is_floating_point():
                 words = f"the result is {dtype_name(part.dtype)}. Keep the type of the inputs."
                 raise Wrong(words, case=where)
+
+
+def _wrong(words: str, cause: Cause, where: str) -> Wrong:
+    """A report files by its inputs what is wrong for these alone."""
+    return Wrong(
+        words, cause, case=where, brief=f"{where}: {words}{cause.words}" if cause == ELSEWHERE else ""
+    )
 
 
 def _leaves(task: Task, case: Case, dtype: torch.dtype) -> tuple:

@@ -116,14 +116,14 @@ def _smooth_or_not(task: Task, student: Student, look: Look, got: Tensor, want: 
         return ""
     usual = next(iter(task.cases(Draw(0))))
     right = _row(right_answer(task, usual, f64))
-    for formula in (task.reference, lambda *a, **k: next(iter(task.slips(*a, **k)))[1]):
+    for formula in (lambda *a, **k: next(iter(task.slips(*a, **k)))[1], task.reference):
         for words, sizes, altered in _alterations(task, formula):
             for size in _nearest(sizes, lambda size, altered=altered: altered(size, case), got, want):
                 # Where ordinary inputs give what is right, they must do so with this alteration, too.
                 if _explains(altered(size, case), got, want) and (
                     look.ordinary or _near(altered(size, usual), right)
                 ):
-                    return words.format(size)
+                    return words
     # In float64, and on ordinary inputs: these show single precision, and come first.
     return SINGLE if look.ordinary and _jumps(task, student, look, 3e-7) else ""
 
@@ -233,7 +233,7 @@ def _log_of_determinant(function, matrix):
     )
 
 
-def _single(number: float) -> float:
+def _single(number: float, _=None) -> float:
     return float(torch.tensor(number, dtype=f32))
 
 
@@ -249,49 +249,49 @@ LIMITS = [
 # What to tell, the operations, and how a size changes them: change(size)(function, *arguments).
 CHANGES = [
     (
-        "an epsilon ({:g}) is added before the log is taken",
+        "an epsilon is added before the log is taken",
         LOGS,
         lambda size: _of_log(lambda a: a + size),
         EPSILONS,
     ),
     (
-        "a clamp ({:g}) changes what the log is taken of",
+        "a clamp changes what the log is taken of",
         LOGS,
         lambda size: _of_log(lambda a: a.clamp_min(size)),
         EPSILONS,
     ),
     (
-        "a clamp ({:g}) changes what the log is taken of",
+        "a clamp changes what the log is taken of",
         LOGS,
         lambda size: _of_log(lambda a: a.clamp(size, 1 - size)),
         EPSILONS,
     ),
     (
-        "an epsilon ({:g}) is added to a variance or another exponential",
+        "an epsilon is added to a variance or another exponential",
         ("exp",),
         lambda size: lambda exp, a: exp(a) + size,
         EPSILONS,
     ),
     (
-        "an epsilon ({:g}) is added to a variance whose root is taken",
+        "an epsilon is added to a variance or another exponential",
         ("exp",),
         lambda size: lambda exp, a: (exp(2 * a) + size).sqrt(),
         EPSILONS,
     ),
     (
-        "a clamp ({:g}) changes a variance or another exponential",
+        "a clamp changes a variance or another exponential",
         ("exp",),
         lambda size: lambda exp, a: exp(a).clamp_min(size),
         EPSILONS,
     ),
     (
-        "a clamp ({:g}) changes a variance whose root is taken",
+        "a clamp changes a variance or another exponential",
         ("exp",),
         lambda size: lambda exp, a: exp(2 * a).clamp_min(size).sqrt(),
         EPSILONS,
     ),
     (
-        "an epsilon ({:g}) is added to a divisor",
+        "an epsilon is added to a divisor",
         QUOTIENTS,
         lambda size: (
             lambda divide, a, b: (b / (a + size)) if divide.__name__ == "__rtruediv__" else a / (b + size)
@@ -299,20 +299,20 @@ CHANGES = [
         EPSILONS,
     ),
     (
-        "a mean is limited (clamped at {:g})",
+        "a mean is limited (clamped)",
         ("mean",),
         lambda size: lambda mean, *a, **k: mean(*a, **k).clamp(size, 1 - size),
         EPSILONS,
     ),
-    ("an epsilon ({:g}) is added inside a root", ("sqrt",), lambda size: lambda f, a: f(a + size), EPSILONS),
+    ("an epsilon is added inside a root", ("sqrt",), lambda size: lambda f, a: f(a + size), EPSILONS),
     (
-        "an epsilon ({:g}) smooths the absolute value",
+        "an epsilon smooths the absolute value",
         ("abs",),
         lambda size: lambda f, a: (a * a + size).sqrt(),
         EPSILONS,
     ),
     (
-        "a jitter ({:g}) is added to the diagonal of a matrix",
+        "a jitter is added to the diagonal of a matrix",
         MATRICES,
         lambda size: lambda f, a, *rest, **k: f(a + size * torch.eye(a.shape[-1], dtype=a.dtype), *rest, **k),
         EPSILONS,
@@ -323,7 +323,7 @@ CHANGES = [
         lambda _: _log_of_determinant,
         [None],
     ),
-    ("a constant is rounded to {} decimals", (), lambda n: _rounded(lambda a: round(a, n)), range(2, 9)),
+    ("a constant is rounded", (), lambda n: _rounded(lambda a: round(a, n)), range(2, 9)),
     ("a constant is in single precision (float32)", (), lambda _: _rounded(_single), [None]),
 ]
 
@@ -358,15 +358,22 @@ def _alterations(task: Task, formula: Callable) -> Iterator[tuple[str, list, Cal
             )
     names = task.reference.__code__.co_varnames
     for i, argument in enumerate(usual.arguments):
-        if isinstance(argument, Tensor) and not _whole(argument):
+        if type(argument) is float:
+            yield f"{names[i]} is put in single precision (float32)", [None], _with(task, formula, i, _single)
+        elif isinstance(argument, Tensor) and not _whole(argument):
             for limits, sizes in LIMITS:
+                limited = _with(task, formula, i, lambda a, size, limits=limits: a.clamp(*limits(size)))
+                yield f"{names[i]} is limited (clamped)", sizes, limited
 
-                def limited(size, case, i=i, limits=limits):
-                    clamped = case.arguments[i].clamp(*limits(size))
-                    given = (*case.arguments[:i], clamped, *case.arguments[i + 1 :])
-                    return _computed(task, formula, replace(case, arguments=given))[0]
 
-                yield f"{names[i]} is limited (clamped at {{:g}})", sizes, limited
+def _with(task: Task, formula: Callable, i: int, change: Callable) -> Callable:
+    """What the formula gives when argument i is changed by ``change(argument, size)``."""
+
+    def computed(size, case: Case) -> Tensor | None:
+        given = (*case.arguments[:i], change(case.arguments[i], size), *case.arguments[i + 1 :])
+        return _computed(task, formula, replace(case, arguments=given))[0]
+
+    return computed
 
 
 # --------------------------------------------------------------------------- the range of numbers
@@ -401,7 +408,12 @@ def _ceases(task: Task, student: Student, case: Case, i: int, dtype: torch.dtype
     rows = _answer(task, student, looks, dtype)
     near = [torch.allclose(row, exact, 0.02, 0.02) for row, exact in zip(rows, right)]
     slips = [slip for _, slip in RANGES[dtype] for _ in range(2)]
-    for slip, below, beyond, exact in zip(slips, near[::2], near[1::2], right[1::2]):
-        if below and not beyond and exact.isfinite().all():
+    for slip, below, beyond, row, exact in zip(slips, near[::2], near[1::2], rows[1::2], right[1::2]):
+        if (
+            below
+            and not beyond
+            and exact.isfinite().all()
+            and (slip == SATURATES or not row.isfinite().all())
+        ):
             return slip
     return ""

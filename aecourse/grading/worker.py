@@ -319,12 +319,12 @@ class _Run:
             if gone.reason == "time" or self.ends[function] > 1:
                 self.lost[function] = message
         except core.Wrong as wrong:
-            message, about = self._explained(wrong), _about(wrong)
+            message, about = self._explained(wrong), parts_of(wrong)
         except AssertionError as error:  # a test of the instructor's own
             message = str(error)[:1000] or "This test failed."
         except NameError as error:
             wrong = core.undefined(str(error.name))
-            message, about = self._explained(wrong), _about(wrong)
+            message, about = self._explained(wrong), parts_of(wrong)
             self.human |= error.name not in self.assignment.tasks
         except Exception as error:
             message, about = f"{type(error).__name__}: {str(error)[:500]}", {"trouble": type(error).__name__}
@@ -403,7 +403,7 @@ class _Run:
         return submission.new_notebook(cells)
 
 
-def _about(wrong: core.Wrong) -> dict:
+def parts_of(wrong: core.Wrong) -> dict:
     """What a `Test` keeps of a failed check beside its message."""
     return {
         "function": wrong.function,
