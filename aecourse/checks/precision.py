@@ -133,13 +133,14 @@ def _nearest(sizes: list, altered: Callable, got: Tensor, want: Tensor) -> list:
     there = got.isfinite() & want.isfinite()
     if len(sizes) < 12 or not there.any():
         return sizes if len(sizes) < 12 else []
-    error = float((got - want)[there].abs().sum())
+    scale = want[there].abs().clamp_min(1e-30)  # relative, so that no entry drowns the others
+    error = float(((got - want)[there].abs() / scale).sum())
     first, last = 0, len(sizes) - 1
     while first < last:
         middle = (first + last) // 2
         row = altered(sizes[middle])
         fits = row is not None and row.shape == want.shape
-        if fits and float((row - want)[there].abs().sum()) <= error:
+        if fits and float(((row - want)[there].abs() / scale).sum()) <= error:
             last = middle
         else:
             first = middle + 1
@@ -360,7 +361,11 @@ def _alterations(task: Task, formula: Callable) -> Iterator[tuple[str, list, Cal
     for i, argument in enumerate(usual.arguments):
         if type(argument) is float:
             yield f"{names[i]} is put in single precision (float32)", [None], _with(task, formula, i, _single)
-        elif isinstance(argument, Tensor) and not _whole(argument):
+            yield f"{names[i]} is limited (clamped)", EPSILONS, _with(task, formula, i, max)
+        if type(argument) is float or (isinstance(argument, Tensor) and not _whole(argument)):
+            added = _with(task, formula, i, lambda a, size: a + size)
+            yield f"an epsilon is added to {names[i]}", EPSILONS, added
+        if isinstance(argument, Tensor) and not _whole(argument):
             for limits, sizes in LIMITS:
                 limited = _with(task, formula, i, lambda a, size, limits=limits: a.clamp(*limits(size)))
                 yield f"{names[i]} is limited (clamped)", sizes, limited

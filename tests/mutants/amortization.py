@@ -261,6 +261,11 @@ return -0.5 * (D * c + torch.logdet(M) + (D - k) * torch.log(sigma2) + square)
 from aecourse.linear import PPCA
 
 return PPCA(b, W, torch.as_tensor(sigma2)).log_likelihood(x)
+# evidence_product_of_eigenvalues | stability | rounded to 0, or has overflowed
+return -0.5 * (D * c + torch.linalg.eigvalsh(C).prod().log() + square)
+# evidence_noise_floor | stability | epsilon
+C = C + 1e-8 * eye
+return torch.distributions.MultivariateNormal(b, C).log_prob(x)
 """,
     ),
     *versions(
