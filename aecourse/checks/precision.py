@@ -79,7 +79,7 @@ def lost_digits(task: Task, student: Student, look: Look, got) -> Cause:
             or _smooth_or_not(task, student, look, got, want)
             or ("" if look.ordinary else _out_of_range(task, student, look.dtype))
         )
-    except Wrong:  # a call fails, as another test says
+    except Wrong:  # a call fails, as another test says, or is not answered as the first was
         return UNKNOWN
     return Cause.of((slip,), "That is what one gets when") if slip else Cause()
 
@@ -90,9 +90,18 @@ def _row(result) -> Tensor | None:
     return torch.cat([part.detach().reshape(-1).to(f64) for part in parts]) if parts else None
 
 
-def _answer(task: Task, student: Student, cases: list[Case], dtype: torch.dtype) -> list[Tensor]:
+def _answers(
+    task: Task, student: Student, cases: list[Case], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """A student's answers and the right ones."""
+    right = [right_answer(task, case, dtype) for case in cases]
     calls = [call(task.build(*prepared(case.arguments, dtype)), case, dtype) for case in cases]
-    return [_row(task.canonical(result)) for result in student.each(calls)]
+    rows = []
+    for result, exact in zip(student.each(calls), right):
+        if not same_shape(task.canonical(result), exact):
+            raise student.wrong("another shape is returned.")
+        rows.append(_row(task.canonical(result)))
+    return rows, [_row(exact) for exact in right]
 
 
 def _lost_to_the_log(dtype: torch.dtype, got: Tensor, want: Tensor) -> str:
@@ -110,7 +119,7 @@ def _smooth_or_not(task: Task, student: Student, look: Look, got: Tensor, want: 
     if got.isfinite().all() and _jumps(task, student, look, 1e-13 if look.dtype == f64 else 3e-7):
         return CANCELLED
     if look.dtype != f64:  # look again where an epsilon can be told from rounding
-        (got,), want = _answer(task, student, [case], f64), _row(right_answer(task, case, f64))
+        (got,), (want,) = _answers(task, student, [case], f64)
     error = (got - want).abs().nan_to_num(math.inf)
     if not (error > 1e-11 * want.abs()).any():
         return ""
@@ -158,8 +167,8 @@ def _jumps(task: Task, student: Student, look: Look, size: float) -> bool:
         replace(look.case, arguments=tuple(_scaled(a, factor) for a in look.case.arguments))
         for factor in factors
     ]
-    right = torch.stack([_row(right_answer(task, moved, look.dtype)) for moved in cases])
-    errors = torch.stack(_answer(task, student, cases, look.dtype)) - right
+    rows, right = map(torch.stack, _answers(task, student, cases, look.dtype))
+    errors = rows - right
     affected = (errors.abs() > look.atol + look.rtol * right.abs()).any(0)
     errors = errors[:, affected]
     spread, steps = (errors.amax(0) - errors.amin(0)) / errors.abs().amax(0), errors.diff(dim=0)
@@ -409,8 +418,7 @@ def _ceases(task: Task, student: Student, case: Case, i: int, dtype: torch.dtype
         for bound in bounds:
             full = torch.full_like(case.arguments[i], sign * bound)
             looks.append(replace(case, arguments=(*case.arguments[:i], full, *case.arguments[i + 1 :])))
-    right = [_row(right_answer(task, look, dtype)) for look in looks]
-    rows = _answer(task, student, looks, dtype)
+    rows, right = _answers(task, student, looks, dtype)
     near = [torch.allclose(row, exact, 0.02, 0.02) for row, exact in zip(rows, right)]
     slips = [slip for _, slip in RANGES[dtype] for _ in range(2)]
     for slip, below, beyond, row, exact in zip(slips, near[::2], near[1::2], rows[1::2], right[1::2]):

@@ -457,7 +457,7 @@ total = 0.0
 for shift in 1e-3 * torch.eye(x.shape[1], dtype=x.dtype):
     total = total + ((encoder(x + shift) - encoder(x)) / 1e-3).square().sum(1).mean()
 return total
-# contractive_full_jacobian_no_graph | checks gradients | no gradient reaches encoder | no gradient reaches the encoder
+# contractive_full_jacobian_no_graph | checks gradients | no gradient reaches
 return torch.autograd.functional.jacobian(encoder, x).square().sum() / len(x)
 # contractive_full_jacobian_sum | checks values gradients | batch is summed
 return torch.autograd.functional.jacobian(encoder, x, create_graph=True).square().sum()
