@@ -1,7 +1,7 @@
 """Bounds on the log evidence, and the named result that every model's loss returns."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 
 import torch
@@ -15,6 +15,12 @@ class Loss:
     """What ``model.loss(batch)`` returns: the number to minimise, and the parts it is made of.
 
     One training loop, one history and one plot serve every model because they only know this.
+
+    **Several players.** In an adversarial model a submodule minimises something of its own: ``own`` names it
+    and its loss, and each parameter takes its gradient from one loss alone. Another way would be to add all
+    losses into ``total``, with every player seeing copies of the others whose parameters are constants; but
+    then ``loss`` is about copies, and a forgotten one mixes two players' gradients and changes no value.
+    Here an adversarial autoencoder's ``loss`` reads as its algorithm: who minimises what.
     """
 
     total: Tensor
@@ -24,6 +30,16 @@ class Loss:
     """Scalars by name, means over the batch: ``reconstruction``, ``kl``, ... For the models with a
     likelihood they are in nats per example and *unweighted*, so that runs with different ``beta`` can
     be compared part by part."""
+
+    own: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars by the name of a submodule, such as ``critic`` or ``decoder.head``, means over the batch: what
+    the submodule minimises *in place of* ``total``. All other parameters minimise ``total``. The same names
+    at every step."""
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """All numbers by the names they have in a history: ``total``, the parts, ``own.critic``, ..."""
+        return {"total": self.total, **self.parts, **{f"own.{name}": own for name, own in self.own.items()}}
 
 
 def elbo(log_likelihood: Tensor, kl: Tensor, beta: float | Tensor = 1.0) -> Tensor:

@@ -9,12 +9,81 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aecourse.distributed import Team
+
+
+class Checkpoint:
+    """The file of a run: all that the run needs to go on as if it had never stopped.
+
+    Args:
+        path: of the file.
+        model: on the device it is trained on.
+        optimizer: of its parameters.
+        team: the processes of the run. One of them writes, with the generators of all.
+        run: what the run is, from :func:`describe`.
+    """
+
+    def __init__(
+        self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team, run: dict[str, Any]
+    ):
+        self.path, self.model, self.optimizer, self.team, self.run = path, model, optimizer, team, run
+        self.buffers = buffer_checksums(model)
+
+    def save(self, history: dict[str, Any], epoch: dict[str, Any]) -> None:
+        """Write the state of the run.
+
+        Args:
+            history: of the epochs that are finished, in built-in types.
+            epoch: what this process noted in the one that is not; tensors may be in it.
+        """
+        own = {"epoch": epoch, "rng": torch.get_rng_state()}
+        own["rng_cuda"] = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        own["rng_team"] = None if self.team.size == 1 else self.team.generator.get_state()
+        processes = self.team.gather(own)
+        if self.team.rank > 0:
+            return
+        now = buffer_checksums(self.model)
+        state = {
+            "model": self.model.state_dict(),
+            "model_class": type(self.model).__name__,
+            # What training does not change must be the same in the model that goes on.
+            "constants": {name: value for name, value in self.buffers.items() if now[name] == value},
+            "run": self.run,
+            "optimizer": self.optimizer.state_dict(),
+            "history": history,
+            "processes": processes,
+        }
+        write(self.path, state)
+
+    def load(self, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Bring model, optimiser and generators to where the run stopped, if there is a file.
+
+        Returns:
+            ``history`` and ``epoch`` as they were saved; None without a file.
+
+        Raises:
+            ValueError: as :func:`read`.
+        """
+        if not self.path.is_file():
+            return None
+        state = read(self.path, self.model, self.run, device)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        own = state["processes"][self.team.rank]
+        torch.set_rng_state(own["rng"].cpu())
+        if device.type == "cuda" and own["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(own["rng_cuda"].cpu())
+        if self.team.size > 1:
+            self.team.generator.set_state(own["rng_team"].cpu())
+        return state["history"], own["epoch"]
+
 
 def describe(model: nn.Module, data: dict[str, Tensor | None], options: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides what a run computes, in a form that can be written and compared.
 
     Args:
-        model: its plain attributes (``beta``, ``likelihood``, ...) are part of the run.
+        model: the plain attributes of it and of all its parts (``beta``, ``encoder.net.2.p``, ...) belong to
+            the run, and so do the classes of the parts.
         data: tensors by name; a checksum of each stands for it.
         options: numbers, names, functions of a step (described by their values at a few steps) and
             other functions (by their names).
@@ -31,11 +100,23 @@ def describe(model: nn.Module, data: dict[str, Tensor | None], options: dict[str
         run[name] = value
     for name, tensor in data.items():
         run[name] = None if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype} {_checksum(tensor)}"
-    for name, value in vars(model).items():
-        plain = isinstance(value, (int, float, str, tuple, np.generic))
-        if plain and name != "training" and not name.startswith("_"):
-            run[f"model.{name}"] = value.item() if isinstance(value, np.generic) else value
+    for place, part in model.named_modules(prefix="model"):
+        if place != "model":
+            run[place] = type(part).__name__
+        for name, value in vars(part).items():
+            if name != "training" and not name.startswith("_") and (setting := _plain(value)) is not None:
+                run[f"{place}.{name}"] = setting
     return run
+
+
+def _plain(value: Any) -> Any:
+    """A setting in built-in types; None for what is none: a tensor, a function, a module."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple | list):
+        entries = tuple(map(_plain, value))
+        return None if None in entries else entries
+    return value if type(value) in (bool, int, float, str) else None
 
 
 def buffer_checksums(model: nn.Module) -> dict[str, str]:

@@ -312,7 +312,7 @@ def _faces() -> Dataset:
         from skimage.data import lfw_subset
     # The first hundred are faces; the second hundred are background and are left out.
     images = torch.from_numpy(lfw_subset()[:100]).float().unsqueeze(1)
-    return _split("faces", "from scikit-image", images, torch.zeros(100, dtype=torch.int64))
+    return _split("faces", "from scikit-image", images, torch.zeros(100, dtype=torch.int64, device="cpu"))
 
 
 def _split(name: str, source: str, images: Tensor, labels: Tensor) -> Dataset:
@@ -322,7 +322,7 @@ def _split(name: str, source: str, images: Tensor, labels: Tensor) -> Dataset:
     stand in the file in the order 0 to 9 again and again, and every fifth image would favour some.
     """
     golden = (math.sqrt(5) - 1) / 2
-    test = torch.arange(len(images), dtype=torch.float64) * golden % 1 < 0.2
+    test = torch.arange(len(images), dtype=torch.float64, device="cpu") * golden % 1 < 0.2
     return Dataset(name, source, images[~test], labels[~test], images[test], labels[test])
 
 

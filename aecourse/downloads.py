@@ -76,7 +76,7 @@ def _read_cifar(root: Path, train: bool) -> tuple[Tensor, Tensor]:
         half = reader(str(root), train=train)
     except RuntimeError as error:
         raise _damaged(folder) from error
-    return torch.from_numpy(half.data).permute(0, 3, 1, 2), torch.tensor(half.targets)
+    return torch.from_numpy(half.data).permute(0, 3, 1, 2), torch.tensor(half.targets, device="cpu")
 
 
 def _damaged(folder: Path) -> ValueError:

@@ -404,7 +404,7 @@ def probe_accuracy(
         chosen = np.concatenate(rows)
         classifier = LogisticRegression(max_iter=2000).fit(train[chosen], y[chosen])
         accuracies.append(classifier.score(test, test_y))
-    scores = torch.tensor(accuracies, dtype=torch.float64)
+    scores = torch.tensor(accuracies, dtype=torch.float64, device="cpu")
     return Estimate(scores.mean(), scores.std() / math.sqrt(repeats))
 
 

@@ -383,10 +383,10 @@ def fit_mixture(
     if k > sizes["N"]:
         raise ValueError(f"k is {k} but x has only {sizes['N']} examples.")
     if start is None:
-        device = None if generator is None else generator.device
+        device = "cpu" if generator is None else generator.device
         chosen = torch.randperm(sizes["N"], generator=generator, device=device)[:k].to(x.device)
         cov = torch.cov(x.T, correction=0).view(sizes["D"], sizes["D"])
-        cov = cov + floor * torch.eye(sizes["D"]).to(x)
+        cov = cov + floor * torch.eye(sizes["D"], device=x.device).to(x)
         start = GaussianMixture(x.new_full((k,), 1 / k), x[chosen], cov.expand(k, -1, -1))
     elif len(start.means) != k:
         raise ValueError(f"start has {len(start.means)} components but k is {k}.")

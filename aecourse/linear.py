@@ -365,7 +365,7 @@ class PPCA(NamedTuple):
 
     def _precision(self) -> Tensor:
         """``(k, k)``, M = W'W + variance I."""
-        identity = torch.eye(self.weight.shape[1]).to(self.weight)
+        identity = torch.eye(self.weight.shape[1], device=self.weight.device).to(self.weight)
         return self.weight.T @ self.weight + self.variance * identity
 
 
@@ -652,7 +652,7 @@ class LogisticPCA(NamedTuple):
         value = self.objective(x, z)
         # The Hessians of all examples in one product: sum_d p_d (1 - p_d) w_d w_d' + ridge I.
         outer = (weight.unsqueeze(2) * weight.unsqueeze(1)).flatten(1)
-        ridge = self.ridge * torch.eye(code_dim).to(weight)
+        ridge = self.ridge * torch.eye(code_dim, device=weight.device).to(weight)
         rounding = 4 * torch.finfo(x.dtype).eps * value
         for _ in range(steps):
             p = self.decode(z)

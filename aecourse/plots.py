@@ -70,7 +70,7 @@ def images(
         raise ValueError(f"titles has {len(titles)} entries but needs {rows}, one for each row.")
     gap = max(1, width // 14)
     blank = 0.0 if symmetric or channels == 1 else 1.0
-    canvas = torch.full((channels, rows * (height + gap), columns * (width + gap)), blank)
+    canvas = torch.full((channels, rows * (height + gap), columns * (width + gap)), blank, device="cpu")
     for i, picture in enumerate(pictures.detach().cpu()):
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
         canvas[:, top : top + height, left : left + width] = picture
@@ -147,7 +147,7 @@ def manifold(vae: VAE, per_side: int = 15, ax: Axes | None = None) -> Axes:
     """
     if vae.latent_dim != 2:
         raise ValueError(f"vae has {vae.latent_dim} latent variables but a manifold needs 2.")
-    quantiles = torch.special.ndtri((torch.arange(per_side) + 0.5) / per_side)
+    quantiles = torch.special.ndtri((torch.arange(per_side, device="cpu") + 0.5) / per_side)
     # Rows run downwards on a page and z_2 upwards in a plot: flip, so that both agree.
     z2, z1 = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
     z = torch.stack([z1.flatten(), z2.flatten()], dim=1).to(next(vae.parameters()))

@@ -71,7 +71,8 @@ def train(vae: VAE, images: Tensor, epochs: int = 1, batch_size: int = 128, lr: 
     svi = SVI(model, guide, Adam({"lr": lr}), TraceMeanField_ELBO())
     bounds = []
     for _ in range(epochs):
-        losses = [svi.step(vae, batch) for batch in images[torch.randperm(len(images))].split(batch_size)]
+        order = torch.randperm(len(images), device="cpu")
+        losses = [svi.step(vae, batch) for batch in images[order].split(batch_size)]
         bounds.append(-sum(losses) / len(images))
     return bounds
 

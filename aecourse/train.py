@@ -2,13 +2,16 @@
 
 A model takes part by having two methods: ``validate(images)``, which refuses unsuitable data before
 the first step, and ``loss(batch)``, which returns a :class:`aecourse.bounds.Loss`. A conditional model
-takes ``labels`` in both.
+takes ``labels`` in both. A model with several players, such as an adversarial one, names in ``Loss.own``
+who minimises what. Two more methods are called where a model has them: ``parameter_groups()``, for step
+sizes and other settings of Adam that differ between parameters (see :func:`fit`), and ``after_step()``,
+after each update, for what is learned without a gradient, such as the moving averages of a codebook.
 """
 
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -20,9 +23,10 @@ from tqdm import tqdm
 
 from aecourse import checkpoint as checkpoints
 from aecourse.bounds import Loss
-from aecourse.distributed import Team, join
+from aecourse.distributed import Team, all_sum, join
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
+GROUP_SETTINGS = ("params", "lr_scale", "betas", "eps", "weight_decay")
 
 # On these, asking for a number makes the host wait for the device: the loss is looked at once an epoch.
 ASYNCHRONOUS = ("cuda",)
@@ -44,6 +48,13 @@ class History:
     @property
     def epochs(self) -> int:
         return len(self.seconds)
+
+    def add(self, train: dict[str, float], test: dict[str, float], seconds: float) -> None:
+        """Append one epoch."""
+        for curves, means in ((self.train, train), (self.test, test)):
+            for name, value in means.items():
+                curves.setdefault(name, []).append(value)
+        self.seconds.append(seconds)
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -92,7 +103,14 @@ def fit(
 
     Under ``torchrun`` all processes train one model: each takes its part of every batch of
     ``batch_size`` and of its noise, and the gradients are averaged, so that the result is that of one
-    process up to rounding. (Dropout, batch normalisation and a compiled loss are each process's own.)
+    process up to rounding. (Dropout, the statistics of batch normalisation and the noise of a compiled loss
+    are each process's own. After each step all take over the buffers of the first process: the running
+    averages of batch normalisation are those of its parts, and what ``after_step`` adds up over the batch
+    needs :func:`aecourse.distributed.all_sum`.)
+
+    A model's ``parameter_groups()`` returns a list of dictionaries, each with ``params``, a list of
+    parameters, and any of ``lr_scale``, which multiplies ``lr``, and Adam's ``betas``, ``eps`` and
+    ``weight_decay``. Parameters in no group have Adam's defaults.
 
     Args:
         model: anything with ``loss(batch)`` and ``validate(images)``; see the module's docstring.
@@ -120,8 +138,8 @@ def fit(
         The :class:`History` of all epochs, in nats per example for models with a likelihood.
 
     Raises:
-        ValueError: an argument out of range, data the model refuses, or a checkpoint of another model,
-            other data or other settings.
+        ValueError: an argument out of range, data the model refuses, a checkpoint of another model, other
+            data or other settings, parameter groups or players of a loss that do not fit the model.
         FloatingPointError: the loss or its gradient became NaN or infinite; the message says at which
             step and in which term. The weights are those before that step, and the last checkpoint is kept.
     """
@@ -150,6 +168,11 @@ def fit(
     options = {"batch_size": int(batch_size), "lr": lr if callable(lr) else float(lr), "seed": int(seed)}
     options |= {"beta": beta, "transform": transform, "precision": precision}
 
+    groups = _parameter_groups(model)
+    if hasattr(model, "parameter_groups"):
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        options["parameter_groups"] = str([{**g, "params": [names[p] for p in g["params"]]} for g in groups])
+
     with ExitStack() as stack:
         team = stack.enter_context(join(target, int(seed)))
         if checkpoint is not None:
@@ -164,16 +187,21 @@ def fit(
         model.to(target).train()
         images, test_images = images.to(target), None if test_images is None else test_images.to(target)
         labels, test_labels = (None if one is None else one.to(target) for one in (labels, test_labels))
+        team.agree([*model.parameters(), *model.buffers()])
         # One fused kernel for all parameters: most of what a small model's step costs is Adam's update.
-        optimizer = torch.optim.Adam(model.parameters(), fused=target.type in ("cpu", "cuda"))
-        state = _State(model, optimizer, team)
-        if checkpoint is not None and checkpoint.is_file():
-            state.load(checkpoints.read(checkpoint, model, run, target))
-        history, loss_of = state.history, _loss_function(model, team, target, precision, compile)
+        optimizer = torch.optim.Adam(groups, fused=target.type in ("cpu", "cuda"))
+        history, watch, players = History(), _Watch(model, optimizer, team), None
+        if checkpoint is not None:
+            file = checkpoints.Checkpoint(checkpoint, model, optimizer, team, run)
+            if (state := file.load(target)) is not None:
+                history = History(**state[0])
+                watch.resume(history.epochs, **state[1])
+        loss_of = _loss_function(model, target, precision, compile)
+        after_step = getattr(model, "after_step", None)
         bar = stack.enter_context(
             tqdm(
                 total=epochs * steps,
-                initial=history.epochs * steps + len(state.losses),
+                initial=history.epochs * steps + len(watch.losses),
                 disable=not progress or team.rank > 0,
                 unit="step",
                 mininterval=0.2,
@@ -181,12 +209,12 @@ def fit(
         )
         while (epoch := history.epochs) < epochs:
             order = _order(len(images), int(seed), epoch).to(target)
+            rate = float(lr(epoch) if callable(lr) else lr)
             for group in optimizer.param_groups:
-                group["lr"] = float(lr(epoch)) if callable(lr) else float(lr)
+                group["lr"] = rate * group["lr_scale"]
             began = time.perf_counter()
-            for step in range(len(state.losses), steps):
-                whole = order[step * batch_size : (step + 1) * batch_size]
-                rows, count = team.share(whole)
+            for step in range(len(watch.losses), steps):
+                rows, count = team.share(order[step * batch_size : (step + 1) * batch_size])
                 extras = {} if labels is None else {"labels": labels[rows]}
                 if beta is not None:
                     extras["beta"] = torch.full((), float(beta(epoch * steps + step)), device=target)
@@ -194,22 +222,29 @@ def fit(
                 with nullcontext() if compile else team.noise():
                     loss = loss_of(batch if transform is None else transform(batch), **extras)
                 optimizer.zero_grad()
-                # In a team the gradients are averaged: weighted so, they are those of the whole batch.
-                (loss.total if team.size == 1 else loss.total * (team.size * count / len(whole))).backward()
-                state.record(loss, count)
+                if not loss.own:
+                    loss.total.backward()
+                else:
+                    players = players or _players(model, loss.own)
+                    _backward_of_each(players, loss)
+                team.average_gradients(model.parameters())
+                watch.record(loss, count)
                 optimizer.step()
+                if after_step is not None:
+                    after_step()
+                team.agree(model.buffers())
                 bar.update()
                 if checkpoint_steps and (step + 1) % checkpoint_steps == 0:
-                    state.save(checkpoint, run)
-            state.finish_epoch(time.perf_counter() - began)
+                    watch.vouch()
+                    file.save(asdict(history), watch.state())
+            seconds, means, tested = time.perf_counter() - began, watch.finish_epoch(), {}
             if test_images is not None:
-                terms = mean_loss(model, test_images, labels=test_labels, transform=transform, seed=seed)
-                for name, value in terms.items():
-                    history.test.setdefault(name, []).append(value)
+                tested = mean_loss(model, test_images, labels=test_labels, transform=transform, seed=seed)
+            history.add(means, tested, seconds)
             if checkpoint is not None:
-                state.save(checkpoint, run)
-            latest = history.test or history.train
-            bar.set_postfix({name: f"{values[-1]:.4g}" for name, values in latest.items()})
+                watch.vouch()
+                file.save(asdict(history), watch.state())
+            bar.set_postfix({name: f"{value:.4g}" for name, value in (tested or means).items()})
     return history
 
 
@@ -223,7 +258,7 @@ def mean_loss(
     batch_size: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The loss and its parts on ``images``, ``(N, ...)``: means over all examples.
+    """The loss, its parts and the players' own on ``images``, ``(N, ...)``: means over all examples.
 
     The noise of the model and of ``transform`` is seeded, so two calls with the same weights give the
     same numbers, and the model is put into evaluation mode for the time of the call.
@@ -238,61 +273,77 @@ def mean_loss(
         for rows in torch.arange(len(images), device=images.device).split(batch_size):
             batch = images[rows] if transform is None else transform(images[rows])
             loss = model.loss(batch) if labels is None else model.loss(batch, labels=labels[rows])
-            for name, value in {"total": loss.total, **loss.parts}.items():
+            for name, value in loss.terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
     model.train(was_training)
     return {name: value / len(images) for name, value in sums.items()}
 
 
-class _State:
-    """What a run has done so far: all that a checkpoint must hold, and the watch over its numbers."""
+class _Watch:
+    """The numbers that the steps of an epoch gave, and an eye on them: NaN and infinity end the run."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team):
-        self.model, self.optimizer, self.team = model, optimizer, team
-        self.history = History()
+        self.model, self.team = model, team
+        self.epochs = 0  # finished ones
         self.names: list[str] = []
-        self.losses: list[Tensor] = []  # of each step of this epoch, kept where they were computed
+        self.losses: list[list[float] | Tensor] = []  # of each step of this epoch
         self.counts: list[int] = []  # and over how many examples they are means
-        self.buffers = checkpoints.buffer_checksums(model)
         # The parameters whose gradients are watched: a NaN in the backward pass reaches every bias below
         # it, and to look at all weights as well would be felt. What is missed shows a step later.
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.watched = [p for p in parameters if p.dim() < 2] or [min(parameters, key=Tensor.numel)]
-        self.device = parameters[0].device
-        self.asynchronous = self.device.type in ASYNCHRONOUS
-        if self.asynchronous:
+        self.like, self.stopped = parameters[0], None
+        if self.like.device.type in ASYNCHRONOUS:
             # Fused Adam leaves the weights alone where this is 1, without telling the host.
-            optimizer.found_inf = torch.zeros((), device=self.device)
+            self.stopped = optimizer.found_inf = torch.zeros((), device=self.like.device)
+        # On a CPU, four numbers take a fifth of the time of one small tensor.
+        self.cheap = self.like.device.type == "cpu" and self.stopped is None and team.size == 1
 
     def record(self, loss: Loss, count: int) -> None:
         """Note the losses of a step between its backward pass and its update; stop at NaN or infinity."""
+        terms, total = loss.terms, loss.total
+        self.names = self.names or [*terms]
+        if self.names != [*terms]:
+            raise ValueError(f"The loss has the terms {[*terms]} at this step but had {self.names} before.")
         gradients = [p.grad.flatten() for p in self.watched if p.grad is not None]
-        total = loss.total.detach()
-        gradient = torch.cat(gradients).sum().to(total) if gradients else torch.zeros_like(total)
-        values = torch.stack([total, *(part.detach().to(total) for part in loss.parts.values()), gradient])
-        self.names = ["total", *loss.parts]
+        gradient = torch.cat(gradients).sum() if gradients else torch.zeros_like(total)
+        values = [*terms.values(), gradient]
+        if self.cheap:
+            values = [value.item() for value in values]
+            probe = sum(values)
+        else:
+            values = torch.stack([value.detach().to(total) for value in values])
+            probe = all_sum(values.sum())
         self.losses.append(values)
         self.counts.append(count)
-        probe = self.team.sum(values.sum())
-        if self.asynchronous:
-            stopped = self.optimizer.found_inf
-            stopped.copy_(torch.maximum(stopped, (~torch.isfinite(probe)).to(stopped)))
+        if self.stopped is not None:
+            self.stopped.copy_(torch.maximum(self.stopped, (~torch.isfinite(probe)).to(self.stopped)))
         elif not math.isfinite(probe):
             self.check()
 
+    def rows(self) -> Tensor:
+        """The losses of the steps, ``(steps, terms + 1)``; in float64, so on the CPU: others may lack it."""
+        if self.cheap:
+            return torch.tensor(self.losses, dtype=torch.float64, device="cpu")
+        return torch.stack(self.losses).cpu().double()
+
     def check(self) -> None:
         """Raise ``FloatingPointError`` if a step of this epoch was not finite: the first is reported."""
-        finite = torch.isfinite(torch.stack(self.losses)).cpu()
-        mine = (~finite.all(dim=1)).nonzero()[:1].flatten().tolist()
-        mine = (mine[0], finite[mine[0]].tolist(), float(self.losses[mine[0]][0])) if mine else None
-        found = [one for one in self.team.gather(mine) if one is not None]
-        if not found:
+        rows = self.rows()
+        finite = torch.isfinite(rows)
+        first = (~finite.all(dim=1)).nonzero()[:1].flatten().tolist()
+        mine = [(step, finite[step].tolist(), float(rows[step, 0])) for step in first]
+        steps = [entry for entries in self.team.gather(mine) for entry in entries]
+        if not steps:
             return
-        step, fine, total = min(found)
-        bad = [name for name, good in zip(self.names[1:], fine[1:-1]) if not good]
-        where = f"at epoch {self.history.epochs + 1}, step {step + 1}"
-        what = f"The loss is {total} {where}, through its term {' and '.join(bad or ['total'])}"
-        if fine[0]:
+        step, fine, total = min(steps)
+        bad = [name for name, good in zip(self.names, fine) if not good]
+        where = f"at epoch {self.epochs + 1}, step {step + 1}"
+        if not fine[0]:
+            what = f"The loss is {total} {where}, through its term {' and '.join(bad[1:] or bad)}"
+        elif bad:
+            what = f"The term {' and '.join(bad)} is not finite {where}, though the loss is {total:g}"
+        else:
             what = f"The gradient of the loss is not finite {where}, though the loss is {total:g}"
         state = "the weights before this step are unharmed"
         if spoiled := self.spoiled():
@@ -302,88 +353,109 @@ class _State:
             "a value the likelihood cannot explain the next."
         )
 
-    def spoiled(self) -> str:
-        """The names of the parameters that are not finite; empty if all is well."""
-        bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
-        return " and ".join(bad)
-
-    def finish_epoch(self, seconds: float) -> None:
-        """Turn the losses of the steps into one line of the history."""
-        if self.asynchronous:
-            self.check()
-        counts = torch.tensor(self.counts, dtype=torch.float64)
-        # In double precision, and so on the CPU: not every device has it.
-        sums = (torch.stack(self.losses).cpu().double() * counts.unsqueeze(1)).sum(dim=0)
-        sums, count = zip(*self.team.gather((sums[:-1], float(counts.sum()))))
-        for name, value in zip(self.names, sum(sums).tolist()):
-            self.history.train.setdefault(name, []).append(value / sum(count))
-        self.history.seconds.append(seconds)
-        self.losses, self.counts = [], []
-
-    def save(self, path: Path, run: dict) -> None:
-        """Write the checkpoint: one process does, with the generators and the losses of all."""
-        if self.asynchronous and self.losses:
+    def vouch(self) -> None:
+        """Raise ``FloatingPointError`` if the weights are not fit to be saved."""
+        if self.stopped is not None and self.losses:
             self.check()
         if spoiled := self.spoiled():
             raise FloatingPointError(
                 f"The last step spoiled {spoiled}: its gradient was not finite, though the loss was. The "
                 "checkpoint is kept as it was before. Look for a square root or a logarithm of zero."
             )
-        own = {"rng": torch.get_rng_state(), "counts": self.counts}
-        own["rng_cuda"] = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-        own["rng_team"] = None if self.team.size == 1 else self.team.generator.get_state()
-        own["losses"] = [loss.cpu() for loss in self.losses]
-        processes = self.team.gather(own)
-        if self.team.rank > 0:
-            return
-        now = checkpoints.buffer_checksums(self.model)
-        state = {
-            "model": self.model.state_dict(),
-            "model_class": type(self.model).__name__,
-            # What training does not change must be the same in the model that goes on.
-            "constants": {name: value for name, value in self.buffers.items() if now[name] == value},
-            "run": run,
-            "optimizer": self.optimizer.state_dict(),
-            "history": asdict(self.history),
-            "names": self.names,
-            "processes": processes,
-        }
-        checkpoints.write(path, state)
 
-    def load(self, state: dict) -> None:
-        """Go on from a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history = History(**state["history"])
-        self.names = state["names"]
-        own = state["processes"][self.team.rank]
-        self.counts, self.losses = own["counts"], [loss.to(self.device) for loss in own["losses"]]
-        torch.set_rng_state(own["rng"].cpu())
-        if self.device.type == "cuda" and own["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(own["rng_cuda"].cpu())
-        if self.team.size > 1:
-            self.team.generator.set_state(own["rng_team"].cpu())
+    def spoiled(self) -> str:
+        """The names of the parameters that are not finite; empty if all is well."""
+        bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        return " and ".join(bad)
+
+    def finish_epoch(self) -> dict[str, float]:
+        """The means over the examples of the epoch, of all processes, by name."""
+        if self.stopped is not None:
+            self.check()
+        counts = torch.tensor(self.counts, dtype=torch.float64, device="cpu")
+        sums = (self.rows() * counts.unsqueeze(1)).sum(dim=0)
+        sums, count = zip(*self.team.gather((sums[:-1], float(counts.sum()))))
+        self.epochs, self.losses, self.counts = self.epochs + 1, [], []
+        return {name: value / sum(count) for name, value in zip(self.names, sum(sums).tolist())}
+
+    def state(self) -> dict[str, list]:
+        """What a run needs to go on in the middle of an epoch; see :meth:`resume`."""
+        losses = self.rows().tolist() if self.losses else []
+        return {"names": self.names, "losses": losses, "counts": self.counts}
+
+    def resume(self, epochs: int, names: list[str], losses: list[list[float]], counts: list[int]) -> None:
+        """Go on after so many epochs and, in the next one, after these steps."""
+        self.epochs, self.names, self.counts = epochs, names if losses else [], counts
+        self.losses = losses if self.cheap else [self.like.new_tensor(row) for row in losses]
 
 
-class _LossModule(nn.Module):
-    """A model seen as a function of its batch, which is how PyTorch's data parallelism wants it."""
+def _players(model: nn.Module, names: Iterable[str]) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of each of these submodules, and under "" those of none of them.
 
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
+    Raises:
+        ValueError: there is no such submodule, or two of them share a parameter.
+    """
+    modules, owners, players = dict(model.named_modules()), {}, {}
+    for name in names:
+        if not name or name not in modules:
+            known = ", ".join(child for child, _ in model.named_children())
+            raise ValueError(f"own names {name!r}, which is no submodule of the model; it has {known}.")
+        players[name] = [p for p in modules[name].parameters() if p.requires_grad]
+        for parameter in players[name]:
+            if (other := owners.setdefault(parameter, name)) != name:
+                raise ValueError(f"own names {other!r} and {name!r}, which share a parameter: whose is it?")
+    return {**players, "": [p for p in model.parameters() if p.requires_grad and p not in owners]}
 
-    def forward(self, *batch: Tensor, **extras: Tensor) -> Loss:
-        return self.model.loss(*batch, **extras)
+
+def _backward_of_each(players: dict[str, list[nn.Parameter]], loss: Loss) -> None:
+    """Give the parameters of each player the gradient of its own loss, all others that of the total.
+
+    The passes share one graph, and all come before the update, which changes what the graph refers to.
+
+    Raises:
+        ValueError: a player's loss does not depend on its parameters.
+    """
+    for name, parameters in players.items():
+        if not parameters:
+            continue  # frozen, or nobody is left for the total
+        own = loss.own[name] if name else loss.total
+        if own.requires_grad:
+            own.backward(inputs=parameters, retain_graph=name != "")
+        if all(parameter.grad is None for parameter in parameters):
+            which = f"own[{name!r}] does not depend on its player's" if name else "total depends on no other"
+            raise ValueError(f"The loss's {which} parameters: there is no gradient. Is something detached?")
+
+
+def _parameter_groups(model: nn.Module) -> list[dict]:
+    """The groups that the model wants, and one of all other parameters, as Adam takes them.
+
+    Raises:
+        ValueError: an unknown setting, a parameter in two groups, or one that is not the model's.
+    """
+    names, groups, grouped = {p: name for name, p in model.named_parameters()}, [], set()
+    for group in model.parameter_groups() if hasattr(model, "parameter_groups") else []:
+        if unknown := [key for key in group if key not in GROUP_SETTINGS]:
+            raise ValueError(f"parameter_groups has the setting {unknown[0]!r} but knows {GROUP_SETTINGS}.")
+        if "params" not in group:
+            raise ValueError("parameter_groups has a group without 'params', the list of its parameters.")
+        groups.append({"lr_scale": 1.0, **group, "params": [*group["params"]]})
+        for parameter in groups[-1]["params"]:
+            if parameter not in names:
+                raise ValueError("parameter_groups holds a parameter that is not one of the model's.")
+            if parameter in grouped:
+                raise ValueError(f"parameter_groups has {names[parameter]} twice, but once is allowed.")
+            grouped.add(parameter)
+        if not groups[-1]["lr_scale"] > 0:
+            raise ValueError(f"lr_scale is {groups[-1]['lr_scale']} but must be positive.")
+    rest = [parameter for parameter in names if parameter not in grouped]
+    return [*groups, {"lr_scale": 1.0, "params": rest}] if rest else groups
 
 
 def _loss_function(
-    model: nn.Module, team: Team, device: torch.device, precision: str, compile: bool
+    model: nn.Module, device: torch.device, precision: str, compile: bool
 ) -> Callable[..., Loss]:
-    """``model.loss`` as it is to be run: compiled, in mixed precision, with averaged gradients."""
+    """``model.loss`` as it is to be run: compiled, in mixed precision."""
     function: Callable[..., Loss] = model.loss
-    if team.size > 1:
-        own = [device] if device.type == "cuda" else None
-        function = nn.parallel.DistributedDataParallel(_LossModule(model), device_ids=own)
     if compile:
         # Whole CUDA graphs on a GPU; the short last batch of an epoch gets a graph of its own.
         mode = "reduce-overhead" if device.type == "cuda" else "default"
@@ -401,7 +473,7 @@ def _number_format(precision: str) -> Iterator[None]:
     until they are denormal, and a CPU adds denormal numbers many times slower: here they become zero.
     """
     matmul = torch.get_float32_matmul_precision()
-    flushing = bool(torch.full((1,), 2e-38, dtype=torch.float32) / 4 == 0)
+    flushing = bool(torch.full((1,), 2e-38, dtype=torch.float32, device="cpu") / 4 == 0)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else matmul)
     torch.set_flush_denormal(True)
     try:
@@ -432,8 +504,8 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
 
     So a checkpoint taken in the middle of an epoch need not hold the permutation.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator, device="cpu")
 
 
 def _check_data(model: nn.Module, name: str, images: Tensor, labels_name: str, labels: Tensor | None) -> None:

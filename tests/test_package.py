@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "sprites": set(),
     "downloads": set(),
     "data": {"contracts", "downloads", "mixtures", "sprites"},
-    "checkpoint": set(),
+    "checkpoint": {"distributed"},
     "train": {"bounds", "checkpoint", "distributed"},
     "pyro_vae": {"likelihoods", "vae"},
     "plots": {"contracts", "train", "vae"},

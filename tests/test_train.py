@@ -17,9 +17,12 @@ from torch import nn
 
 from aecourse import data
 from aecourse.bounds import Loss
+from aecourse.distributed import Team, all_sum, standard_normal
+from aecourse.likelihoods import reparameterize
 from aecourse.linear import LinearAutoencoder
 from aecourse.train import History, fit, mean_loss, pick_device
 from aecourse.vae import VAE
+from aecourse.zoo.conditional import ConditionalVAE
 
 COUNT, BATCH = 50, 16  # four steps an epoch, the last of them with two examples
 SETTINGS = {"batch_size": BATCH, "device": "cpu", "progress": False}
@@ -387,7 +390,12 @@ OTHER_RUNS = {
     "likelihood": (
         lambda: make(likelihood="gaussian"),
         {},
-        r"a run with model\.likelihood = bernoulli, not gaussian",
+        r"a run with model\.likelihood = Bernoulli, not Gaussian",
+    ),
+    "activation": (
+        lambda: make(activation=nn.Tanh),
+        {},
+        r"a run with model\.encoder\.net\.1 = ReLU, not Tanh",
     ),
     "free_bits": (lambda: make(free_bits=0.1), {}, r"a run with model\.free_bits = 0\.0, not 0\.1"),
     "lr": (make, {"lr": 0.1}, r"a run with lr = 0\.001, not 0\.1"),
@@ -418,6 +426,28 @@ def test_the_checkpoint_of_another_run_is_refused(images, file, other, changed, 
     # Neither the file nor the model was touched.
     assert file.read_bytes() == content
     assert same(model, before)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (lambda p: {"dropout": p}, r"a run with model\.encoder\.net\.2\.p = 0\.1, not 0\.2"),
+        (
+            lambda slope: {"activation": lambda: nn.LeakyReLU(slope)},
+            r"a run with model\.encoder\.net\.1\.negative_slope = 0\.1, not 0\.2",
+        ),
+        (
+            lambda variance: {"likelihood": "gaussian", "variance": variance},
+            r"a run with model\.likelihood\.variance = 0\.1, not 0\.2",
+        ),
+    ],
+    ids=["dropout", "activation", "likelihood"],
+)
+def test_a_setting_inside_a_part_of_the_model_belongs_to_the_run(images, file, setting, message):
+    fit(make(**setting(0.1)), images, epochs=1, checkpoint=file, **SETTINGS)
+    with pytest.raises(ValueError, match=message):
+        fit(make(**setting(0.2)), images, epochs=2, checkpoint=file, **SETTINGS)
+    fit(make(seed=5, **setting(0.1)), images, epochs=2, checkpoint=file, **SETTINGS)
 
 
 def test_a_checkpoint_with_other_constants_is_refused(file):
@@ -794,7 +824,7 @@ def test_labels_go_with_their_images():
 def test_a_conditional_vae_learns_from_labels_and_refuses_unknown_ones():
     digits = data.load("digits")
     torch.manual_seed(0)
-    vae = VAE.mlp(digits.image_shape, 2, hidden=(32,), classes=10)
+    vae = ConditionalVAE.build("mlp", digits.image_shape, 2, hidden=(32,), classes=10)
     options = {"test_images": digits.test, "test_labels": digits.test_labels, **SETTINGS}
     history = fit(vae, digits.train, labels=digits.train_labels, epochs=3, lr=3e-3, **options)
     assert history.test["total"][-1] < history.test["total"][0]
@@ -805,7 +835,7 @@ def test_a_conditional_vae_learns_from_labels_and_refuses_unknown_ones():
     assert right < wrong
     with pytest.raises(ValueError, match="labels"):
         fit(vae, digits.train, labels=digits.train_labels + 1, epochs=1, **SETTINGS)
-    with pytest.raises(ValueError, match="labels"):
+    with pytest.raises(TypeError, match="labels"):
         fit(vae, digits.train, epochs=1, **SETTINGS)
 
 
@@ -825,23 +855,29 @@ def test_mixed_precision_trains_to_the_same_place_with_other_numbers(images):
 def test_a_compiled_loss_gives_the_same_numbers(images, tmp_path):
     # In a process of its own: the compiler keeps threads and caches.
     script = """
-import torch
+import torch, torch._inductor.config
 from aecourse import LinearAutoencoder, fit
+from test_players import Grouped
+torch._inductor.config.fallback_random = True  # the same noise as without the compiler
 torch.manual_seed(0)
 x = torch.randn(50, 6)
-for compile in (False, True):
-    torch.manual_seed(1)
-    model = LinearAutoencoder(6, 2)
-    history = fit(model, x, epochs=3, batch_size=16, device="cpu", progress=False, compile=compile)
-    print(history.train["total"])
+for make in (lambda: LinearAutoencoder(6, 2), Grouped):
+    for compile in (False, True):
+        torch.manual_seed(1)
+        model = make()
+        history = fit(model, x, epochs=3, batch_size=25, device="cpu", progress=False, compile=compile)
+        print(history.train["total"] + history.train.get("own.critic", []))
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}:{here}", "OMP_NUM_THREADS": "1"}
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     run = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
-    eager, compiled = (ast.literal_eval(line) for line in run.stdout.splitlines())
-    assert compiled == pytest.approx(eager, rel=1e-5)
+    curves = [ast.literal_eval(line) for line in run.stdout.splitlines()]
+    assert list(map(len, curves)) == [3, 3, 6, 6]  # the critic's as well
+    for eager, compiled in zip(curves[::2], curves[1::2]):
+        assert compiled == pytest.approx(eager, rel=1e-5)
 
 
 def test_the_settings_of_the_machine_are_left_as_they_were(images):
@@ -861,28 +897,62 @@ def test_the_settings_of_the_machine_are_left_as_they_were(images):
 TEAM = """
 import json, os, sys, torch
 from aecourse import VAE, LinearAutoencoder, data, fit
+from aecourse.bounds import Loss
 torch.set_num_threads(1)
 kind, folder, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
 images = torch.load(folder + "/images.pt")
-torch.manual_seed(0 if int(os.environ.get("RANK", 0)) == 0 else 1)  # rank 0's weights are the team's
+seed = 0 if int(os.environ.get("RANK", 0)) == 0 else 1  # rank 0's weights are the team's
+torch.manual_seed(seed)
 if kind == "linear":
     model, images = LinearAutoencoder(16, 3), images.flatten(1)
+elif kind == "players":
+    from test_players import Grouped
+    images = images.flatten(1)[:, :6]
+    def players(seed):
+        model = Grouped(seed)
+        model.never, model.sometimes = torch.nn.Linear(2, 2), torch.nn.Linear(1, 1)
+        groups = model.parameter_groups()
+        groups.append({"params": model.never.parameters(), "weight_decay": 0.1})
+        model.parameter_groups = lambda: groups
+        return model
+    model = players(seed)
+elif kind == "samples":
+    model = VAE.mlp((1, 4, 4), 2, hidden=(8,), samples=8)  # as many as each process has examples
 else:
     model = VAE.mlp((1, 4, 4), 2, hidden=(8,))
 calls, plain = 0, model.loss
 def loss(batch):
     global calls
     calls += 1
+    if kind == "players" and os.environ.get("RANK") == "1":
+        # Of one parameter only this process has a gradient, and no value shows it.
+        loss, extra = plain(batch), model.sometimes.weight.sum()
+        return Loss(loss.total + extra - extra.detach(), loss.parts, loss.own)
     if kind == "nan" and calls == 6 and os.environ.get("RANK") == "1":
         batch = batch * float("nan")
     if kind == "killed" and calls == 6:
         os._exit(9)
     return plain(batch)
 model.loss = loss
-kind_is_checkpointed = kind in ("killed", "resumed")
-history = fit(model, images, epochs=epochs, batch_size=16, lr=3e-3, device="cpu", progress=False,
-    checkpoint=folder + "/team.pt" if kind_is_checkpointed else None,
-    checkpoint_steps=2 if kind_is_checkpointed else None)
+options = {"epochs": epochs, "batch_size": 16, "lr": 3e-3, "device": "cpu", "progress": False}
+if kind in ("killed", "resumed") or kind == "players" and "RANK" in os.environ:
+    options |= {"checkpoint": folder + "/team.pt", "checkpoint_steps": 2}
+if kind == "players" and "RANK" in os.environ:
+    # Interrupted in the second epoch; a model with other weights goes on.
+    plain_after_step, steps = model.after_step, 0
+    def after_step():
+        global steps
+        steps += 1
+        if steps == 7:
+            raise KeyboardInterrupt
+        plain_after_step()
+    model.after_step = after_step
+    try:
+        fit(model, images, **options)
+    except KeyboardInterrupt:
+        model = players(5)
+        plain, model.loss = model.loss, loss
+history = fit(model, images, **options)
 with open(f"{folder}/{kind}-{os.environ.get('RANK', 'alone')}.json", "w") as file:
     json.dump([history.train, {n: w.tolist() for n, w in model.state_dict().items()}], file)
 """
@@ -894,7 +964,8 @@ def team(kind: str, folder: Path, epochs: int = 3, processes: int = 2) -> subpro
     if processes > 1:
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         launch += ["--nproc-per-node", str(processes), str(folder / "team.py")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}:{here}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*launch, kind, str(folder), str(epochs)],
         env=environment,
@@ -908,7 +979,7 @@ def result(folder: Path, name: str) -> tuple[dict, dict]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("kind", ["linear", "vae"])
+@pytest.mark.parametrize("kind", ["linear", "vae", "players", "samples"])
 def test_two_processes_train_as_one_does(images, tmp_path, kind):
     # 49 images in batches of 16: uneven parts, and a last batch of one image for two processes.
     torch.save(images[:49], tmp_path / "images.pt")
@@ -916,11 +987,135 @@ def test_two_processes_train_as_one_does(images, tmp_path, kind):
         run = team(kind, tmp_path, processes=processes)
         assert run.returncode == 0, run.stderr
     alone, first, second = (result(tmp_path, f"{kind}-{who}") for who in ("alone", "0", "1"))
+    assert alone[0].keys() == first[0].keys()
     for name, curve in alone[0].items():
         assert first[0][name] == second[0][name] == pytest.approx(curve, rel=1e-5)
     for name, weight in alone[1].items():
         assert first[1][name] == second[1][name]
+        if name == "sometimes.weight":
+            assert first[1][name] != weight
+            continue
         torch.testing.assert_close(torch.tensor(first[1][name]), torch.tensor(weight), rtol=1e-3, atol=1e-4)
+
+
+def parts_of_the_noise(draw, examples: int, processes: int = 2) -> list:
+    """What ``draw(n)`` gives each process that has n of so many examples; then, what one process gets.
+
+    No process is started: a team's noise needs none of the others.
+    """
+    parts = []
+    for rank in range(processes):
+        team = Team(rank, processes, seed=3, device=torch.device("cpu"))
+        rows, _ = team.share(torch.arange(examples))
+        torch.manual_seed(100 + rank)
+        with team.noise():
+            parts.append([draw(len(rows)), draw(len(rows))])
+    torch.manual_seed(3)
+    return [*parts, [draw(examples), draw(examples)]]
+
+
+NOISE = {
+    "randn": lambda n: torch.randn(n, 3),
+    "randn of a tuple": lambda n: torch.randn((n, 2, 4), dtype=torch.float64),
+    "rand of a size": lambda n: torch.rand(size=(n,)),
+    "randn_like": lambda n: torch.randn_like(torch.zeros(n, 3, dtype=torch.float64)),
+    "rand_like": lambda n: torch.rand_like(torch.zeros(n, 5), memory_format=torch.preserve_format),
+    "randint": lambda n: torch.randint(10, (n, 2)),
+    "randint from 5": lambda n: torch.randint(5, 10, (n,)),
+    "randint of names": lambda n: torch.randint(low=5, high=1000, size=(n, 1), dtype=torch.int32),
+    "randint_like": lambda n: torch.randint_like(torch.zeros(n, 3), 10),
+    "randint_like from 5": lambda n: torch.randint_like(torch.zeros(n, 3), 5, 10),
+    "normal_": lambda n: torch.empty(n, 2).normal_(1.0, std=2.0),
+    "exponential_": lambda n: torch.empty(n, 2, dtype=torch.float64).exponential_(),
+    "distributions": lambda n: torch.distributions.Normal(torch.ones(n, 2), torch.arange(1.0, 3)).rsample(),
+    "standard_normal": lambda n: standard_normal((n, 3), torch.zeros(1, dtype=torch.float64)),
+    "data.mask": lambda n: data.mask(torch.ones(n, 9), 0.5),
+}
+
+
+@pytest.mark.parametrize("examples", [8, 7, 1])
+@pytest.mark.parametrize("draw", NOISE.values(), ids=NOISE)
+def test_the_noise_of_two_processes_is_that_of_one(draw, examples):
+    *parts, whole = parts_of_the_noise(draw, examples)
+    for rank, part in enumerate(parts):
+        for mine, all_of_it in zip(part, whole):
+            # With one example the second process takes the first one's, and it counts nothing.
+            expected = all_of_it[rank if examples > 1 else 0 :: 2]
+            assert mine.dtype == expected.dtype
+            assert torch.equal(mine, expected)
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_the_batch_is_the_dimension_that_one_names():
+    # Four draws for each of 4 of 8 examples: by its size alone, either dimension could be the batch.
+    like = torch.zeros(())
+    first, second, whole = parts_of_the_noise(lambda n: standard_normal((4, n, 3), like, batch_dim=1), 8)
+    assert torch.equal(torch.stack([first[1], second[1]], dim=2).flatten(1, 2), whole[1])
+    first, second, whole = parts_of_the_noise(lambda n: standard_normal((4, n), like, batch_dim=-1), 8)
+    assert torch.equal(torch.stack([first[1], second[1]], dim=2).flatten(1), whole[1])
+    first, second, whole = parts_of_the_noise(
+        lambda n: reparameterize(torch.ones(n, 2), torch.ones(n, 2), 4), 8
+    )
+    assert torch.equal(torch.stack([first[1], second[1]], dim=2).flatten(1, 2), whole[1])
+    # What belongs to no example is the same for all.
+    for draw in (lambda n: standard_normal((4, 3), like, batch_dim=None), lambda n: torch.rand(())):
+        first, second, whole = parts_of_the_noise(draw, 8)
+        assert torch.equal(first[1], whole[1])
+        assert torch.equal(second[1], whole[1])
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda n: torch.randn(5, n),
+        lambda n: torch.rand_like(torch.zeros(5, n)),
+        lambda n: torch.randint(3, (2 * n,)),
+        lambda n: torch.empty(5, n).uniform_(),
+        lambda n: torch.randperm(n + 1),
+        lambda n: standard_normal((n, 5), torch.zeros(()), batch_dim=1),
+    ],
+)
+def test_noise_whose_batch_is_not_where_it_should_be_is_refused(draw):
+    with pytest.raises(
+        ValueError, match=r"dimension [01] needs 4, a row .* aecourse\.distributed\.standard_norm"
+    ):
+        parts_of_the_noise(draw, 8)
+
+
+def test_a_generator_of_ones_own_is_left_alone():
+    def draw(n):
+        generator = torch.Generator().manual_seed(5)
+        return torch.randn(5, 3, generator=generator), torch.randperm(9, generator=generator)
+
+    first, second, whole = parts_of_the_noise(draw, 8)
+    for part in (first, second):
+        assert all(map(torch.equal, part[1], whole[1]))
+
+
+@pytest.mark.parametrize("examples", [8, 7, 1])
+def test_each_process_orders_its_own_examples_as_the_whole_order_does(examples):
+    *parts, whole = parts_of_the_noise(lambda n: (torch.randperm(n), torch.randn(n)), examples)
+    for rank, part in enumerate(parts):
+        if examples == 1:
+            assert part[1][0].tolist() == [0]
+            continue
+        for (order, noise), (whole_order, whole_noise) in zip(part, whole):
+            assert order.dtype == torch.int64
+            assert order.tolist() == [place // 2 for place in whole_order.tolist() if place % 2 == rank]
+            assert torch.equal(noise, whole_noise[rank::2])  # also after unequal shares
+
+
+def test_alone_noise_is_what_torch_draws():
+    like = torch.zeros(2, dtype=torch.float64)
+    drawn = []
+    for draw in (lambda: standard_normal((4, 3), like, 1), lambda: torch.randn(4, 3, dtype=torch.float64)):
+        torch.manual_seed(0)
+        drawn.append(draw())
+    assert torch.equal(*drawn)
+    rows = torch.func.vmap(lambda x: x + standard_normal((3,), x), randomness="different")(torch.zeros(4, 3))
+    assert len(rows.unique()) == 12
+    counts = torch.ones(3)
+    assert all_sum(counts) is counts
 
 
 def test_two_processes_stop_together_and_one_says_why(images, tmp_path):
