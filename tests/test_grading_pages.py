@@ -4,6 +4,7 @@ import csv
 import html
 import importlib
 import io
+import json
 import random
 import re
 
@@ -15,14 +16,12 @@ pytest.importorskip("jinja2")
 pytest.importorskip("nbformat")
 pytest.importorskip("resource", reason="grading is for Linux and macOS")
 
+from aecourse.checks.core import FOLLOWS, UNWRITTEN, Cause, Wrong
 from aecourse.grading import export, pages, similar, worker
 from aecourse.grading.submission import Assignment
 
+READ = "vae#the-price-of-a-code"
 BOOK = "https://aecourse.github.io/aecourse/vae.html#the-price-of-a-code"
-NAMED = (
-    "{f} (images (4, 2, 3), beta=0, {dtype}): wrong. These are the numbers that one gets when {clauses}. "
-    f"To read again: {BOOK}"
-)
 HOSTILE = '<script>alert("1")</script>'
 ELBO = Assignment.of("elbo", (ROOT / "solutions/elbo/elbo.ipynb").read_text())
 
@@ -31,15 +30,24 @@ def assignment(name):
     return Assignment.of(name, (ROOT / "solutions" / name / f"{name}.ipynb").read_text())
 
 
+def wrong(function, *slips, dtype="float64", words="wrong.", **others):
+    """What the worker keeps of a check that failed like this."""
+    cause = Cause.of(slips)
+    failed = Wrong(words, cause, case=f"images (4, 2, 3), beta=0, {dtype}", function=function, **others)
+    failed.read = READ
+    return {"message": failed.sentence, **worker.parts_of(failed)}
+
+
 def verdict(student, messages=(), of=ELBO, **others):
-    """A verdict with these messages, {test: message}; all other tests are passed."""
-    messages = dict(messages)
-    points = of.points()
-    tests = [
-        worker.Test(name, 0.0 if name in messages else points[name], points[name], messages.get(name, ""))
-        for name in of.tests
-    ]
-    return worker.Verdict(of.name, student, "key", tests=tests, **others)
+    """A verdict with these messages, {test: a message or attributes of the test}; other tests are passed."""
+    points, tests = of.points(), []
+    for name in of.tests:
+        about = dict(messages).get(name)
+        about = {"message": about} if isinstance(about, str) else about
+        got = points[name] if about is None else 0.0
+        tests.append(worker.Test(name, got, points[name], **(about or {})))
+    found = worker.Verdict(of.name, student, "key", tests=tests, **others)
+    return worker.Verdict.of(json.loads(json.dumps(found.as_dict())))  # as it comes from another process
 
 
 def report(*verdicts, pairs=()):
@@ -56,9 +64,9 @@ def text_of(page):
 
 
 def test_feedback_says_what_passed_what_did_not_and_where_to_read():
-    words = NAMED.format(f="gaussian_kl", dtype="float64", clauses="the half in front is missing")
+    half = wrong("gaussian_kl", "the half in front is missing")
     page = pages.feedback_page(
-        verdict("alice", {"gaussian_kl_values": words}, sources={"gaussian_kl": "def gaussian_kl(): pass"}),
+        verdict("alice", {"gaussian_kl_values": half}, sources={"gaussian_kl": "def gaussian_kl(): pass"}),
         ELBO,
         {"lost_half": (1.5, "Nearly.")},
     )
@@ -123,8 +131,8 @@ def test_a_heading_of_a_marking_scheme_is_no_title():
 
 def test_an_error_of_a_hidden_test_is_not_quoted():
     """Its words could hold what is compared; the instructor reads them in the report."""
-    remarks = ["KeyError: 2.71828"]  # of the grader
-    found = verdict("a", {"elbo_values": "ValueError: expected 3.14159"}, human=True, remarks=remarks)
+    error = {"message": "ValueError: expected 3.14159", "trouble": "ValueError"}
+    found = verdict("a", {"elbo_values": error}, human=True, trouble="KeyError: 2.71828")
     page = text_of(pages.feedback_page(found, ELBO, {}))
     assert "3.14159" not in page
     assert "2.71828" not in page
@@ -135,22 +143,16 @@ def test_an_error_of_a_hidden_test_is_not_quoted():
 
 
 @pytest.mark.parametrize(
-    ("message", "words", "address"),
-    [
-        (f"Wrong. To read again: {BOOK}", "Wrong.", BOOK),
-        (
-            f"f is not defined. To read again: {BOOK} (Its cell ended with: E)",
-            "f is not defined. (Its cell ended with: E)",
-            BOOK,
-        ),
-        ("f raised E: To read again: javascript:alert(1)", None, ""),
-        ("f raised E: To read again: https://example.org/x", None, ""),
-        ('f raised E: To read again: https://aecourse.github.io/aecourse/"onclick="x', None, ""),
-    ],
+    "address", [BOOK, "javascript:alert(1)", "https://example.org/x", f'{BOOK}"onclick="x']
 )
-def test_only_an_address_in_the_book_becomes_a_link(message, words, address):
-    found = pages.Message.of(message)
-    assert (found.words, found.address) == (message if words is None else words, address)
+def test_no_address_in_a_message_becomes_a_link(address):
+    """Errors of students are in messages, too. Where to read is an attribute of the test."""
+    words = f"raised E: To read again: {address}"
+    found = verdict("a", {"elbo_values": {**wrong("elbo", words=words, joint=" "), "read": ""}})
+    page = pages.feedback_page(found, ELBO, {})
+    assert words in text_of(page)
+    assert '<a href="http' not in page
+    assert '<a href="javascript' not in page
 
 
 def test_feedback_refuses_what_belongs_to_another_assignment():
@@ -164,7 +166,11 @@ def test_hostile_words_stay_words():
     """Of names, code, answers, remarks, messages and comments; and what is no character can be written."""
     found = verdict(
         HOSTILE,
-        {"elbo_values": f"elbo raised E: {HOSTILE}", "elbo_checks": "ValueError: \ud800\x00"},
+        {
+            "elbo_values": wrong("elbo", HOSTILE, words=f"raised E: {HOSTILE}", brief=HOSTILE),
+            "elbo_checks": {"message": "ValueError: \ud800\x00", "trouble": HOSTILE},
+            "gaussian_kl_values": HOSTILE,
+        },
         sources={"elbo": f"{HOSTILE}\x00\ud800", "gaussian_kl": "x" * 10**6},
         answers={"lost_half": f"</pre>{HOSTILE}"},
         remarks=[HOSTILE],
@@ -194,20 +200,18 @@ def misconceptions(page):
 def test_a_misconception_counts_once_for_each_submission():
     half, sign = "the half in front is missing", "the sign is flipped"
     one = {
-        "gaussian_kl_checks": f"gaussian_kl: negative. These are the numbers that one gets when {half}.",
-        "gaussian_kl_values": NAMED.format(f="gaussian_kl", dtype="float64", clauses=half),
-        "gaussian_kl_gradients": "gaussian_kl (x, float32): the gradient for mean is wrong, and so are the "
-        "values. Repair these first.",
-        "gaussian_kl_stability": "gaussian_kl (5, to the last digits, float64): not precise. Stay with it.",
+        "gaussian_kl_checks": wrong("gaussian_kl", half, words="negative."),
+        "gaussian_kl_values": wrong("gaussian_kl", half),
+        "gaussian_kl_gradients": wrong("gaussian_kl", words="Repair these first.", reason=FOLLOWS),
+        "gaussian_kl_stability": wrong("gaussian_kl", words="not precise. Stay with it."),
     }
-    two = {"gaussian_kl_values": NAMED.format(f="gaussian_kl", dtype="float32", clauses=f"{half}; {sign}")}
-    other = {"elbo_values": NAMED.format(f="elbo", dtype="float64", clauses=half)}
-    cut = {
-        "elbo_gradients": f"elbo (images (2, 1, 3), float64): no gradient reaches mean. To read again: {BOOK}"
-    }
-    blank = {"elbo_values": f"elbo is still to be written. To read again: {BOOK}"}
+    two = {"gaussian_kl_values": wrong("gaussian_kl", half, sign, dtype="float32")}
+    other = {"elbo_values": wrong("elbo", half)}
+    cut = {"elbo_gradients": wrong("elbo", words="no gradient reaches mean, of shape (3, 1).")}
+    blank = {"elbo_values": wrong("elbo", words="is still to be written.", reason=UNWRITTEN)}
+    own = {"elbo_values": "A test of the instructor's own, (3, 1)."}
     page = report(
-        *(verdict(f"s{i}", messages) for i, messages in enumerate([one, two, other, cut, blank])),
+        *(verdict(f"s{i}", messages) for i, messages in enumerate([one, two, other, cut, blank, own])),
         verdict(
             "s9", {"elbo_values": "The file is empty."}, status="unreadable", remarks=["The file is empty."]
         ),
@@ -216,7 +220,8 @@ def test_a_misconception_counts_once_for_each_submission():
         f"gaussian_kl: {half}": 2,
         f"gaussian_kl: {sign}": 1,
         f"elbo: {half}": 1,
-        "elbo: no gradient reaches mean.": 1,
+        "elbo: no gradient reaches mean, of shape (…).": 1,
+        "elbo: A test of the instructor's own, (3, 1).": 1,
     }
     assert "(1 left it blank)" in page
 
@@ -421,10 +426,10 @@ def test_no_cell_is_a_formula(cell):
 def made(tmp_path_factory):
     """Both pages, with something in each of their parts."""
     folder = tmp_path_factory.mktemp("pages")
-    clause = NAMED.format(f="elbo", dtype="float64", clauses="the unit is bits, not nats")
+    clause = wrong("elbo", "the unit is bits, not nats")
     one = verdict(
         "a-student-with-a-rather-long-name@example.org",
-        {"elbo_values": clause, "elbo_checks": f"elbo: no. To read again: {BOOK}"},
+        {"elbo_values": clause, "elbo_checks": wrong("elbo", words="no.")},
         sources={"elbo": "x = 1  # " + "long " * 50},
         answers={"lost_half": "Half.\n" * 3},
         remarks=["The cell of gaussian_kl is missing."],

@@ -7,6 +7,7 @@ them goes through the isolated grader, too: with AECOURSE_TEST_SANDBOX=all, all 
 import copy
 import functools
 import importlib
+import json
 import re
 import time
 import warnings
@@ -21,8 +22,8 @@ MUTANTS = {name: importlib.import_module(f"mutants.{name}") for name in ASSIGNME
 UNUSED = ("colab", "together-code", "experiment-cell")  # an installation, and demonstrations
 
 
-def grade(name, version):
-    """{kind: message} of the graded cells that fail when `version` replaces the model solution.
+def failures(name, version):
+    """{kind: error} of the graded cells that fail when `version` replaces the model solution.
 
     The version is defined after all model solutions, as a student's cell is run again after a change."""
     lost, namespace = {}, {}
@@ -38,8 +39,13 @@ def grade(name, version):
                 try:
                     exec(compile(cell.source, cell.id, "exec"), namespace)
                 except Exception as error:
-                    lost[kind] = f"{type(error).__name__}: {error}"
+                    lost[kind] = error
     return lost
+
+
+def grade(name, version):
+    """{kind: message}, as `failures`."""
+    return {kind: f"{type(error).__name__}: {error}" for kind, error in failures(name, version).items()}
 
 
 def message_of(lost):
@@ -60,13 +66,28 @@ def test_wrong_version_loses_its_points_and_hears_why(name, version):
     kinds = {
         task.rpartition("_")[2] for task in AUTOGRADED[name] if task.rpartition("_")[0] == version.function
     }
-    lost = grade(name, version)
-    assert set(lost) == version.loses & kinds
-    assert len(lost) > 0
+    errors = failures(name, version)
+    assert set(errors) == version.loses & kinds
+    assert len(errors) > 0
+    lost = {kind: f"{type(error).__name__}: {error}" for kind, error in errors.items()}
     message = message_of(lost) or lost["checks"]
     assert version.says in message
     assert all(text.startswith("Wrong: ") for text in lost.values())  # ours, in words
     assert not re.search(r"\d\.\d{6}", message), "a message must not give the right numbers away"
+    slips = filed(name, version, errors)
+    assert all(any(words in slip for slip in slips) for words in version.filed.split("; "))
+
+
+def filed(name, version, errors):
+    """What the report of a class lists for a submission with these failed checks: the slips by name."""
+    pages, worker = (pytest.importorskip(f"aecourse.grading.{module}") for module in ("pages", "worker"))
+    tests = [
+        worker.Test(f"{version.function}_{kind}", 0.0, 1.0, error.sentence, **worker.parts_of(error))
+        for kind, error in errors.items()
+    ]
+    verdict = worker.Verdict(name, "alice", "key", tests=tests)
+    verdict = worker.Verdict.of(json.loads(json.dumps(verdict.as_dict())))
+    return [slip["message"].words for slip in pages._slips([verdict])]
 
 
 @pytest.mark.parametrize(("name", "version"), RIGHT, ids=label)

@@ -12,28 +12,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from aecourse.checks.core import (
-    BITS,
-    BOUND_SCALES,
-    REDUCTIONS,
-    Case,
-    Student,
-    Task,
-    Wrong,
-    f32,
-    f64,
-    finite,
-    gradients,
-    prepared,
-    same,
-    shape,
-    spread,
-    stability,
-    uses_generator,
-    values,
-)
+from aecourse.checks.core import UNKNOWN, Case, Cause, Task, Wrong, f32, f64, finite, prepared, same, shape
 from aecourse.checks.elbo import per_example
+from aecourse.checks.kinds import gradients, stability, values
+from aecourse.checks.naming import BITS, BOUND_SCALES, REDUCTIONS, spread
 from aecourse.checks.parts import CountJoint, LinearJoint, line
+from aecourse.checks.student import Student, uses_generator
 
 # ---- shared by several tasks
 
@@ -490,7 +474,7 @@ def searched(student: Student, arguments: tuple, generator, where: str = "", dty
     result = student(*prepared(arguments, dtype), generator, where=where)
     why = is_posterior(result, *mean.shape)
     if why:
-        raise Wrong(f"{student.task.name}{f' ({where})' if where else ''}: {why}.")
+        raise Wrong(f"{why}.", case=where)
     return tuple(part.detach() for part in result) if detach else tuple(result)
 
 
@@ -498,18 +482,27 @@ def seeded(draw) -> torch.Generator:
     return torch.Generator().manual_seed(draw.seed().number)
 
 
-# What needs no second look at the noise.
-SURE = ("finite", "cut from the graph", "given the mean", "share one mean", "where they started")
+CUT = Cause.of(
+    ("z is cut from the graph (by sample(), detach() or no_grad()), and the entropy alone is left",)
+)
+GIVEN_THE_MEAN = Cause.of(("log_joint is given the mean, not a sample: nothing but the entropy sees logvar",))
+ONE_MEAN = Cause.of(("all examples share one mean, though each has a q of its own",))
+STILL = Cause(" They are where they started: does anything climb?")
+RUNAWAY = Cause(
+    " Does the climb run away? Check the sign of the loss, and that logvar enters as the log of the variance."
+)
+SURE = (CUT, GIVEN_THE_MEAN, ONE_MEAN, STILL, RUNAWAY)  # these need no second look at the noise
 
 
 def optimum(task: Task, student: Student, draw) -> None:
     """Does the search end at the best diagonal Gaussian? Averaged over many examples, against the noise."""
     problem, where = search(draw, 200, 3), "200 examples, 3 latents"
-    why = miss(problem, searched(student, (*problem, STEPS, RATE), seeded(draw), where))
-    if why:
-        if not any(clause in why for clause in SURE):
+    missed = miss(problem, searched(student, (*problem, STEPS, RATE), seeded(draw), where))
+    if missed:
+        words, cause = missed
+        if cause not in SURE:
             freshness(task, student, draw)  # which names the mistake, if it is one of the noise
-        raise Wrong(f"{task.name} ({where}): {why}")
+        raise Wrong(words, cause, case=where)
     counts(task, student, draw)
 
 
@@ -530,24 +523,24 @@ def counts(task: Task, student: Student, draw) -> None:
     std = torch.exp(right_logvar / 2)
     off_mean, off_logvar = (mean - mode) / std + std / 2, logvar - right_logvar
     if not finite((mean, logvar)):
-        raise Wrong(f"{task.name} ({where}): not all numbers are finite.")
+        raise Wrong("not all numbers are finite.", case=where)
     far_mean = off_mean.mean(0).abs().max() > 0.15
     far_logvar = off_logvar.mean(0).abs().max() > 0.12 or off_logvar.square().mean(0).max() > 0.45**2
     if far_mean or far_logvar:
         which = " and ".join(["means"] * bool(far_mean) + ["log-variances"] * bool(far_logvar))
-        why = ""
+        cause = UNKNOWN
         if ((mean - mode) / std).mean(0).abs().max() < 0.1:
-            why = (
+            cause = Cause(
                 " The means are at the mode of the posterior, where only those of a Gaussian posterior "
                 "belong. Both mean and logvar are to get their gradients from log_joint at the sample."
             )
         elif logvar.std(0).max() < 0.2:
-            why = " All examples have the same log-variances, though each has a q of its own."
-        raise Wrong(f"{task.name} ({where}): the {which} are not those of the best diagonal Gaussian.{why}")
+            cause = Cause(" All examples have the same log-variances, though each has a q of its own.")
+        raise Wrong(f"the {which} are not those of the best diagonal Gaussian.", cause, case=where)
 
 
-def miss(problem: tuple, q: tuple[Tensor, Tensor]) -> str:
-    """Why this q, a (mean, logvar), is not where the search should end, in a sentence or two; "" when it is.
+def miss(problem: tuple, q: tuple[Tensor, Tensor]) -> tuple[str, Cause] | None:
+    """Why this q, a (mean, logvar), is not where the search should end, and the cause; None when it is.
 
     A right search with Adam misses the averages by less than 0.06, of logvar and of means in units of the
     standard deviation, and single examples by 0.3. One with plain gradient ascent misses single means by 0.7.
@@ -555,10 +548,7 @@ def miss(problem: tuple, q: tuple[Tensor, Tensor]) -> str:
     x, joint, *_ = problem
     mean, logvar = q
     if not finite(q):
-        return (
-            "not all numbers are finite. Does the climb run away? Check the sign of the loss, and that "
-            "logvar enters as the log of the variance."
-        )
+        return "not all numbers are finite.", RUNAWAY
     right_mean, right_logvar = best_posterior(x, joint)
     off_mean, off_logvar = (mean - right_mean) * torch.exp(-right_logvar / 2), logvar - right_logvar
     far_mean = off_mean.mean(0).abs().max() > 0.5 or off_mean.square().mean(0).max() > 1.5**2
@@ -566,9 +556,9 @@ def miss(problem: tuple, q: tuple[Tensor, Tensor]) -> str:
     far_mean |= (slope - 1).abs().max() > 0.2
     far_logvar = off_logvar.mean(0).abs().max() > 0.16 or off_logvar.square().mean(0).max() > 0.5**2
     if not far_mean and not far_logvar:
-        return ""
+        return None
     which = "means and log-variances" if far_mean and far_logvar else "means" if far_mean else "log-variances"
-    return f"the {which} are not those of the best diagonal Gaussian.{reason(problem, q, far_mean)}"
+    return f"the {which} are not those of the best diagonal Gaussian.", reason(problem, q)
 
 
 ENTROPY = "the entropy weighs {} against log_joint"
@@ -606,31 +596,26 @@ def other_ends(joint: LinearJoint, batch: int) -> Iterator[tuple[str, Tensor]]:
     yield "one noise serves for all latents of an example", 2 * shared.log()
 
 
-def reason(problem: tuple, q: tuple[Tensor, Tensor], far_mean: bool) -> str:
+def reason(problem: tuple, q: tuple[Tensor, Tensor]) -> Cause:
     """What to add: the mistake that ends where this search did, if one does."""
     x, joint, start_mean, start_logvar = problem
     mean, logvar = q
     right_mean, right_logvar = best_posterior(x, joint)
     moved = [(end - start).abs().mean() > 0.05 for end, start in ((mean, start_mean), (logvar, start_logvar))]
 
-    def told(clause: str) -> str:
-        return f" These are the numbers that one gets when {clause}."
-
     if not any(moved):
-        return " They are where they started: does anything climb?"
+        return STILL
     if not moved[0]:
         if (logvar - right_logvar).mean() > 3:
-            return told(
-                "z is cut from the graph (by sample(), detach() or no_grad()), and the entropy alone is left"
-            )
-        return told("the mean stays where it started: both tensors are to be optimised")
+            return CUT
+        return Cause.of(("the mean stays where it started: both tensors are to be optimised",))
     if not moved[1]:
-        return told("logvar stays where it started: both tensors are to be optimised")
+        return Cause.of(("logvar stays where it started: both tensors are to be optimised",))
     std = torch.exp(right_logvar / 2)
     if ((logvar - right_mean) / std).abs().mean() < 1 < ((mean - right_mean) / std).abs().mean():
-        return told("mean and logvar are returned in the wrong order")
+        return Cause.of(("mean and logvar are returned in the wrong order",))
     if (mean - right_mean).square().mean() > 4 * (start_mean - right_mean).square().mean() + 1:
-        return (
+        return Cause(
             " The search runs away. Does it go downhill (an optimiser makes its loss small, so that is "
             "minus the bound), or are the gradients not set to zero before each step?"
         )
@@ -639,31 +624,37 @@ def reason(problem: tuple, q: tuple[Tensor, Tensor], far_mean: bool) -> str:
     distance, clause = min(distances)
     if logvar.std(0).max() < 0.6 and distance < 0.12:
         if clause:
-            return told(clause)
+            return Cause.of((clause,))
         if mean.std(0).max() < 0.3 * right_mean.std(0).max():
-            return told("all examples share one mean, though each has a q of its own")
-        return " The log-variances are right: so look at what the means get."
+            return ONE_MEAN
+        return Cause(" The log-variances are right: so look at what the means get.")
     off = average - right_logvar[0]
     if off.max() < -2:
-        return told(
-            "the entropy is missing or has the wrong sign, or hardly any weight, and q shrinks to a point"
+        return Cause.of(
+            ("the entropy is missing or has the wrong sign, or hardly any weight, and q shrinks to a point",)
         )
     if off.min() > 2:
         residual = (mean - right_mean) * torch.exp(-logvar / 2)
         if residual.square().mean() > 0.3:
-            return told("the noise is drawn once and serves for every step: q spreads and aims with it")
-        return told("log_joint is given the mean, not a sample: nothing but the entropy sees logvar")
+            return Cause.of(
+                ("the noise is drawn once and serves for every step: q spreads and aims with it",)
+            )
+        return GIVEN_THE_MEAN
     if len(off) > 1 and off.std() < 0.06:
-        return told("log_joint and entropy are weighed differently, for example one summed and one averaged")
+        return Cause.of(
+            ("log_joint and entropy are weighed differently, for example one summed and one averaged",)
+        )
     if logvar.std(0).max() > 0.5:
-        return (
+        return Cause(
             " Single examples scatter far more than they should: is the noise fresh at every step, are the "
             "gradients set to zero before each, and is lr the step size given?"
         )
     before, after = ((part - right_logvar).abs().mean() for part in (start_logvar, logvar))
     if after < before:
-        return " The search is on its way and does not arrive: run all steps of Adam, with lr as given."
-    return ""
+        return Cause(
+            " The search is on its way and does not arrive: run all steps of Adam, with lr as given."
+        )
+    return UNKNOWN
 
 
 def noise(task: Task, student: Student, draw) -> None:
@@ -683,8 +674,7 @@ def freshness(task: Task, student: Student, draw) -> None:
         states.append(generator.get_state())
     if torch.equal(*states):
         raise Wrong(
-            f"{task.name}: 6 steps draw no more than 3, so the same noise serves for every step. Draw anew "
-            "at each."
+            "6 steps draw no more than 3, so the same noise serves for every step. Draw anew at each."
         )
     # Nothing but noise can tell equal examples apart, or the latents of this model.
     weight = 1.5 * torch.linalg.qr(draw(6, 4)).Q
@@ -698,14 +688,14 @@ def freshness(task: Task, student: Student, draw) -> None:
     mean, logvar = searched(student, (*twins, 12, 0.05), seeded(draw), "equal examples")
     for what, first in (("examples", (mean[:1], logvar[:1])), ("latents", (mean[:, :1], logvar[:, :1]))):
         if same((mean, logvar), tuple(part.expand_as(mean) for part in first), 0, 1e-6):
-            raise Wrong(f"{task.name}: one noise serves for all {what}. Draw as many numbers as mean has.")
+            raise Wrong(f"one noise serves for all {what}. Draw as many numbers as mean has.")
 
 
 def inputs(task: Task, student: Student, draw) -> None:
     """Are the arguments used, and the tensors left as they are; is the result free of any graph?"""
     for label, batch, k in (("4 examples, 3 latents", 4, 3), ("one example", 1, 2), ("one latent", 3, 1)):
         for dtype in (f64, f32):
-            where = f"{task.name} ({label}, {str(dtype).removeprefix('torch.')})"
+            where = f"{label}, {str(dtype).removeprefix('torch.')}"
             problem = search(draw, batch, k)
             x, joint, mean, logvar = prepared(problem, dtype)
             mean.requires_grad_()
@@ -714,31 +704,31 @@ def inputs(task: Task, student: Student, draw) -> None:
             q = student(x, joint, mean, logvar, 5, 0.05, seeded(draw), where=label)
             why = is_posterior(q, batch, k)
             if why:
-                raise Wrong(f"{where}: {why}.")
+                raise Wrong(f"{why}.", case=where)
             after = (x, mean, logvar, *joint.tensors)
             if not all(torch.equal(then, now) for then, now in zip(before, after)):
-                raise Wrong(f"{where}: an input is changed in place. Optimise copies: x.detach().clone().")
+                raise Wrong("an input is changed in place. Optimise copies: x.detach().clone().", case=where)
             if any(part.requires_grad for part in q):
-                raise Wrong(f"{where}: the result still has a graph. Return detached tensors.")
+                raise Wrong("the result still has a graph. Return detached tensors.", case=where)
             if any(part.dtype != dtype for part in q):
-                raise Wrong(f"{where}: the result has another type than the start. Keep it.")
+                raise Wrong("the result has another type than the start. Keep it.", case=where)
     problem = search(draw, 6, 3)
     start = problem[2:]
     q = searched(student, (*problem, 0, 0.05), seeded(draw), "steps=0")
     if not same(q, start, 0, 1e-12):
         hint = " Or are mean and logvar in the wrong order?" if same(q[::-1], start, 0, 1e-12) else ""
         raise Wrong(
-            f"{task.name}: with steps=0 the start is not returned. Is steps used, and are the given mean and "
+            f"with steps=0 the start is not returned. Is steps used, and are the given mean and "
             f"logvar the start?{hint}"
         )
     generator = seeded(draw)
     before = generator.get_state()
     searched(student, (*problem, 1, 0.05), generator, "steps=1")
     if torch.equal(before, generator.get_state()):
-        raise Wrong(f"{task.name}: with steps=1 no noise is drawn. Count the steps.")
+        raise Wrong("with steps=1 no noise is drawn. Count the steps.")
     q = searched(student, (*problem, 20, 1e-6), seeded(draw), "lr=1e-6")
     if not same(q, start, 0, 0.01):
-        raise Wrong(f"{task.name}: with lr=1e-6 the tensors move far in 20 steps. Is lr the step size?")
+        raise Wrong("with lr=1e-6 the tensors move far in 20 steps. Is lr the step size?")
     x, *rest = problem
     changed = x.clone()
     changed[0] += 3
@@ -748,9 +738,9 @@ def inputs(task: Task, student: Student, draw) -> None:
         for data in (x, changed)
     )
     if not all(same(a[1:], b[1:], 1e-6, 1e-6) for a, b in zip(q, q_changed)):
-        raise Wrong(f"{task.name}: when one example changes, so does the q of the others. Each has its own.")
+        raise Wrong("when one example changes, so does the q of the others. Each has its own.")
     if same(q[0][0], q_changed[0][0], 0, 1e-6):
-        raise Wrong(f"{task.name}: when an example changes, its q does not. Is x given to log_joint?")
+        raise Wrong("when an example changes, its q does not. Is x given to log_joint?")
 
 
 FIT_POSTERIOR = Task(

@@ -11,26 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aecourse.checks import parts
-from aecourse.checks.core import (
-    BITS,
-    LIMIT,
-    Case,
-    Draw,
-    Student,
-    Task,
-    Wrong,
-    f32,
-    f64,
-    finite,
-    gradients,
-    prepared,
-    shape,
-    spread,
-    stability,
-    uses_generator,
-    values,
-)
+from aecourse.checks.core import UNKNOWN, Case, Cause, Draw, Task, Wrong, f32, f64, finite, prepared, shape
+from aecourse.checks.kinds import LIMIT, gradients, stability, values
+from aecourse.checks.naming import BITS, spread
 from aecourse.checks.parts import line
+from aecourse.checks.student import Student, uses_generator
 
 # ---- shared by several tasks: in each list of slips the first is right
 
@@ -73,9 +58,7 @@ def weights_of(draw, k, d):
 def scalar(student: Student, result) -> str:
     """Why a result is not one number; "" when it is."""
     if isinstance(result, float):
-        raise Wrong(
-            f"{student.task.name}: return a tensor, not a Python number, which has lost its gradient."
-        )
+        raise Wrong("return a tensor, not a Python number, which has lost its gradient.")
     right = isinstance(result, Tensor) and result.dim() == 0
     return "" if right else f"expected one number, a tensor of shape (), and got {shape(result)}"
 
@@ -330,23 +313,22 @@ def kl_stability(task: Task, student: Student, draw: Draw) -> None:
             (leaf,) = prepared((edge,), dtype)
             got = student(leaf.requires_grad_(), rho, where=where)
             if not isinstance(got, Tensor) or not finite(got):
-                words = " Mind that in float32 the number 1 - 1e-8 is 1." if dtype is f32 else ""
-                raise Wrong(
-                    f"{task.name} ({where}): the price is not a finite number. Clamp the mean activity "
-                    f"before the logarithm.{words}"
-                )
+                words = "the price is not a finite number. Clamp the mean activity before the logarithm."
+                if dtype is f32:
+                    words += " Mind that in float32 the number 1 - 1e-8 is 1."
+                raise Wrong(words, case=where)
             if got < task.reference(near, rho) - 1e-3:
                 raise Wrong(
-                    f"{task.name} ({where}): this costs less than a unit that is nearly so. It must not "
-                    "be let off."
+                    "this costs less than a unit that is nearly so. It must not be let off.", case=where
                 )
             if not got.requires_grad:
-                raise Wrong(f"{task.name} ({where}): no gradient reaches codes.")
+                raise Wrong("no gradient reaches codes.", case=where)
             (slope,) = torch.autograd.grad(got, leaf)
             if not finite(slope):
                 raise Wrong(
-                    f"{task.name} ({where}): the price is finite and its gradient is not. What a later step "
-                    "discards still has a slope: clamp before the logarithm, not after."
+                    "the price is finite and its gradient is not. What a later step "
+                    "discards still has a slope: clamp before the logarithm, not after.",
+                    case=where,
                 )
 
 
@@ -427,7 +409,7 @@ def corrupt_values(task: Task, student: Student, draw: Draw) -> None:
     values(task, student, draw)
     means, largest = [], 0.0
     for size, dtype in (((300, 2, 6, 8), f64), ((4000, 7), f32)):
-        where = f"{task.name} (shape {size}, {str(dtype).removeprefix('torch.')})"
+        where = f"shape {size}, {str(dtype).removeprefix('torch.')}"
         x = 3 * draw(*size) * (draw(*size) > 0)  # half of the entries are 0
         sizes = {}
         for sigma in (0.4, 1.7):
@@ -435,11 +417,11 @@ def corrupt_values(task: Task, student: Student, draw: Draw) -> None:
             before = arguments[0].clone()
             got = student(*arguments, where=f"shape {size}, sigma={sigma}")
             if not isinstance(got, Tensor) or got.shape != x.shape or not finite(got):
-                raise Wrong(f"{where}: {shape(got)} is returned, or not all numbers are finite.")
+                raise Wrong(f"{shape(got)} is returned, or not all numbers are finite.", case=where)
             if not torch.equal(before, arguments[0]):
-                raise Wrong(f"{where}: x is changed in place. Leave it as it is.")
+                raise Wrong("x is changed in place. Leave it as it is.", case=where)
             if got.dtype != dtype:
-                raise Wrong(f"{where}: the result is {got.dtype}. Keep the type of x.")
+                raise Wrong(f"the result is {got.dtype}. Keep the type of x.", case=where)
             noise = (got.to(f64) - before.to(f64)) / sigma
             _refuse_dependent(where, noise, before.to(f64))
             sizes[sigma] = noise
@@ -447,10 +429,10 @@ def corrupt_values(task: Task, student: Student, draw: Draw) -> None:
             largest = max(largest, float(noise.abs().max()))
         _refuse_size(where, sizes)
     if largest < 3.7:  # by chance once in 10^15 times, among 170 000 numbers
-        raise Wrong(f"{task.name}: the noise has no large values: it is cut off, or not normal.")
+        raise Wrong("the noise has no large values: it is cut off, or not normal.")
     if max(means) < 1e-3:  # by chance once in 10^12 times
         raise Wrong(
-            f"{task.name}: the noise of a call has the mean 0 exactly, so that its entries depend on each "
+            "the noise of a call has the mean 0 exactly, so that its entries depend on each "
             "other. Do not standardise it."
         )
 
@@ -458,7 +440,7 @@ def corrupt_values(task: Task, student: Student, draw: Draw) -> None:
 def _refuse_dependent(where: str, noise: Tensor, x: Tensor) -> None:
     """Raise `Wrong` if the entries of the noise depend on each other or on the input."""
     if (noise == 0).all():
-        raise Wrong(f"{where}: no noise is added, though sigma is not 0.")
+        raise Wrong("no noise is added, though sigma is not 0.", case=where)
     centred = noise - noise.mean()
     variance = centred.square().mean()
     shared, far = [], []
@@ -470,20 +452,22 @@ def _refuse_dependent(where: str, noise: Tensor, x: Tensor) -> None:
         # Noise that is shared along one dimension seems to be shared along others too, but less so.
         dim = max(range(noise.dim()), key=lambda dim: abs(shared[dim]))
         among = "the examples of the batch" if dim == 0 else f"the entries along dimension {dim}"
-        raise Wrong(f"{where}: {among} share their noise: draw for each of them.")
+        raise Wrong(f"{among} share their noise: draw for each of them.", case=where)
     half = len(centred) // 2
     for rows, partners in ((centred[:half], centred[half : 2 * half]), (centred, centred.flip(0))):
         z = (rows * partners)[:half].mean() / variance * math.sqrt(rows[:half].numel())
         if not abs(z) < LIMIT:
-            raise Wrong(f"{where}: one half of the batch has the noise of the other: draw for each example.")
+            raise Wrong(
+                "one half of the batch has the noise of the other: draw for each example.", case=where
+            )
     z = (centred * x).mean() / variance.sqrt() / x.square().mean().sqrt() * math.sqrt(x.numel())
     if not abs(z) < LIMIT:
-        raise Wrong(f"{where}: the noise is correlated with x, as when x is scaled, clipped or replaced.")
+        raise Wrong("the noise is correlated with x, as when x is scaled, clipped or replaced.", case=where)
     zero = x == 0
     off, on = noise[zero].square(), noise[~zero].square()
     z = (off.mean() - on.mean()) / noise.square().mean() / math.sqrt(2 / len(off) + 2 / len(on))
     if not abs(z) < LIMIT:
-        raise Wrong(f"{where}: the size of the noise depends on x. It is to be added, and not to multiply.")
+        raise Wrong("the size of the noise depends on x. It is to be added, and not to multiply.", case=where)
 
 
 # What a student may have used as the standard deviation.
@@ -504,9 +488,8 @@ def _refuse_size(where: str, noises: dict[float, Tensor]) -> None:
     """Raise `Wrong` unless the noise over sigma is standard normal."""
     if any(abs(noise.mean()) * math.sqrt(noise.numel()) > LIMIT for noise in noises.values()):
         middle = all(0.45 < noise.mean() < 0.55 for noise in noises.values())
-        raise Wrong(
-            f"{where}: the noise does not have the mean 0.{f' Probably {UNIFORM}.' if middle else ''}"
-        )
+        cause = Cause.of((UNIFORM,), "Probably") if middle else UNKNOWN
+        raise Wrong("the noise does not have the mean 0.", cause, case=where)
     wrong = [
         abs(noise.square().mean() - 1) > LIMIT * math.sqrt(2 / noise.numel()) for noise in noises.values()
     ]
@@ -516,17 +499,18 @@ def _refuse_size(where: str, noises: dict[float, Tensor]) -> None:
                 abs(noise.square().mean().sqrt() * sigma / deviation(sigma) - 1) < 0.03
                 for sigma, noise in noises.items()
             ):
-                raise Wrong(f"{where}: the noise has the wrong size, as it has when {clause}.")
+                cause = Cause(f", as it has when {clause}.", (clause,))
+                raise Wrong("the noise has the wrong size", cause, case=where)
         # A bounded distribution is no normal one, whatever its size.
         narrow = all(noise.abs().max() < 2 * noise.square().mean().sqrt() for noise in noises.values())
-        words = " It is not normal either: torch.randn is." if narrow else ""
-        raise Wrong(f"{where}: the standard deviation of the noise is not sigma.{words}")
+        cause = Cause(" It is not normal either: torch.randn is.") if narrow else UNKNOWN
+        raise Wrong("the standard deviation of the noise is not sigma.", cause, case=where)
     for noise in noises.values():
         # The mean of a cosine tells distributions of the same variance apart, and is itself bounded.
         spread_ = math.sqrt((1 + math.exp(-2)) / 2 - math.exp(-1))
         z = (noise.cos().mean() - math.exp(-0.5)) / spread_ * math.sqrt(noise.numel())
         if not abs(z) < LIMIT:
-            raise Wrong(f"{where}: the noise has the right variance and is not normal.")
+            raise Wrong("the noise has the right variance and is not normal.", case=where)
 
 
 def corrupt_generator(task: Task, student: Student, draw: Draw) -> None:
@@ -692,7 +676,12 @@ def loss_values(task: Task, student: Student, draw: Draw) -> None:
     for where, _, z, ratio in looks:
         # The variance is that of 24 draws: by chance it is 6 times too large once in 10^14 times.
         if not abs(z) < LIMIT or not ratio < 6:
-            raise Wrong(_about_noise(task, student, where, abs(z) < LIMIT, looks, cases))
+            words = (
+                "right on average over many calls, but far too different from call to call."
+                if abs(z) < LIMIT
+                else "without noise all is right; with noise the loss is not what it is on average."
+            )
+            raise Wrong(words, _about_noise(student, looks, cases), case=where)
     _spread_of_losses(task, student, draw)
 
 
@@ -707,8 +696,9 @@ def _spread_of_losses(task: Task, student: Student, draw: Draw) -> None:
         variance = (4 * sigma**2 * 2 * offset**2 + 2 * sigma**4 * 2) / batch
         if not abs(got.var() / variance - 1) < LIMIT * math.sqrt(2 / calls):
             raise Wrong(
-                f"{task.name} (a model that copies): the loss differs from call to call by another amount "
-                "than with one draw of independent normal noise per number."
+                "the loss differs from call to call by another amount than with one draw of independent "
+                "normal noise per number.",
+                case="a model that copies",
             )
 
 
@@ -718,42 +708,37 @@ def _losses(student: Student, where: str, weights, x, sigma, dtype, seeds) -> Te
     results = student.each([(arguments, {}, where) for arguments in given])
     for arguments, got in zip(given, results):
         if not torch.equal(arguments[1], x.to(dtype)):
-            raise Wrong(f"{student.task.name} ({where}): x is changed in place. Leave it as it is.")
+            raise Wrong("x is changed in place. Leave it as it is.", case=where)
         if not isinstance(got, Tensor) or got.dim() or not finite(got):
-            raise Wrong(f"{student.task.name} ({where}): {shape(got)} is returned, or it is not finite.")
+            raise Wrong(f"{shape(got)} is returned, or it is not finite.", case=where)
         losses.append(got.detach().to(f64))
     return torch.stack(losses)
 
 
-def _about_noise(task: Task, student: Student, where: str, on_average: bool, looks, cases) -> str:
+OWN_CORRUPT = "your own corrupt, which it calls, is wrong"
+
+
+def _about_noise(student: Student, looks, cases) -> Cause:
     """What is wrong with the noise: the slip whose losses have the student's mean and variance."""
-    start = (
-        "right on average over many calls, but far too different from call to call."
-        if on_average
-        else "without noise all is right; with noise the loss is not what it is on average."
-    )
-    start = f"{task.name} ({where}): {start}"
-    scores: dict[str, list[float]] = {}
+    scores: dict[tuple[int, str], list[float]] = {}
     generator = torch.Generator().manual_seed(0)
     for (_, got, _, _), (weights, x, sigma, _, seeds) in zip(looks, cases):
         model = layer("Affine", weights)
         for index, (clause, losses) in enumerate(_in_many_draws(model, x, sigma, generator, len(seeds))):
-            scores.setdefault(f"{index:02}{clause}", []).append(_distance(got, losses))
+            scores.setdefault((index, clause), []).append(_distance(got, losses))
         with contextlib.suppress(Wrong, RuntimeError):
-            own = student.other("corrupt")
+            own = student.fellow("corrupt")
             noisy = [own(*prepared((x, sigma, seed), f64)) for seed in seeds]
             losses = torch.stack([(model(corrupted) - x).square().sum(1).mean() for corrupted in noisy])
-            scores.setdefault("  your own corrupt, which it calls, is wrong", []).append(
-                _distance(got, losses)
-            )
-    worst = {clause: max(distances) for clause, distances in scores.items()}
-    close_ones = sorted(clause for clause, score in worst.items() if score < 30)
+            scores.setdefault((-1, OWN_CORRUPT), []).append(_distance(got, losses))
+    worst = {slip: max(distances) for slip, distances in scores.items()}
+    close_ones = sorted(slip for slip, score in worst.items() if score < 30)
     if not close_ones:
         same_each_time = all(got.max() == got.min() for _, got, _, _ in looks)
-        return f"{start} All generators give the same loss." if same_each_time else start
+        return Cause(" All generators give the same loss.") if same_each_time else UNKNOWN
     # The student's own function comes first, since that is where to look.
-    best = close_ones[0] if close_ones[0].startswith(" ") else min(close_ones, key=worst.get)
-    return f"{start} These are the losses that one gets when {best[2:]}."
+    _, clause = close_ones[0] if close_ones[0][1] == OWN_CORRUPT else min(close_ones, key=worst.get)
+    return Cause.of((clause,), "These are the losses that one gets when")
 
 
 def _in_many_draws(model, x, sigma, generator, calls: int) -> list[tuple[str, Tensor]]:
@@ -914,7 +899,7 @@ def contractive_properties(student: Student):
     trained = student(layer("Tanh", weights.requires_grad_()), x)
     if not trained.requires_grad:
         raise Wrong(
-            "contractive_penalty: no gradient reaches the encoder, so that training would ignore this. Is "
+            "no gradient reaches the encoder, so that training would ignore this. Is "
             "the graph of the first derivative kept?"
         )
     yield "it has a gradient for the encoder", ""

@@ -10,6 +10,11 @@ from aecourse.models import MODELS
 
 REFUSED = "holds the ready-made answer. Please write it yourself: that is the task."
 
+
+class Refused(AssertionError, ImportError):
+    """Raised where a ready-made answer is called, or imported."""
+
+
 ASSIGNMENTS = ("linear", "autoencoders", "elbo", "gradients", "amortization", "vae", "evaluation")
 
 # The library is the answer to nearly every task, and so are the references of the tests themselves.
@@ -77,7 +82,7 @@ def _refusal(name: str, free: tuple[str, ...]) -> types.CodeType:
         kind = "kind"  # a constant: the function may have no builtins, as those of a named tuple
         raise kind("refused")
 
-    new = {"refused": f"{name} {REFUSED}", "kind": AssertionError}
+    new = {"refused": f"{name} {REFUSED}", "kind": Refused}
     code = refuse.__code__
     constants = tuple(new.get(constant, constant) for constant in code.co_consts)
     return code.replace(co_consts=constants, co_freevars=free)

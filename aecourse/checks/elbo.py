@@ -8,23 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import ContinuousBernoulli, MultivariateNormal, Normal, kl
 
-from aecourse.checks.core import (
-    BOUND_SCALES,
-    KL_SCALES,
-    REDUCTIONS,
-    Case,
-    Student,
-    Task,
-    f32,
-    f64,
-    finite,
-    gradients,
-    shape,
-    spread,
-    stability,
-    values,
-)
+from aecourse.checks.core import Case, Task, f32, f64, finite, shape
+from aecourse.checks.kinds import gradients, stability, values
+from aecourse.checks.naming import BOUND_SCALES, KL_SCALES, REDUCTIONS, spread
 from aecourse.checks.parts import line
+from aecourse.checks.student import Student
 
 # ---- shared by several tasks
 # Slips yield what to tell and the terms (batch, ...) that it leads to, before any sum; the first is right.

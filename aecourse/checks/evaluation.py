@@ -17,28 +17,25 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from aecourse.checks.core import (
-    LIMIT,
+    UNKNOWN,
     Case,
+    Cause,
     Draw,
     Seed,
-    Student,
     Task,
     Wrong,
-    diagnose,
     f32,
     f64,
     finite,
-    gradients,
     prepared,
     same,
     shape,
-    stability,
-    uses_generator,
-    values,
-    z_score,
 )
 from aecourse.checks.elbo import per_example
+from aecourse.checks.kinds import LIMIT, gradients, imprecise, stability, values, z_score
+from aecourse.checks.naming import diagnose
 from aecourse.checks.parts import Affine, GaussianEncoder
+from aecourse.checks.student import Student, uses_generator
 
 # ---- shared by several tasks
 
@@ -194,22 +191,23 @@ def zeros(task: Task, student: Student, draw: Draw) -> None:
             if not same(got, want, 1e-4, 1e-4):
                 nan = " A NaN often comes from -inf - (-inf)." if _any_nan(got) else ""
                 raise Wrong(
-                    f"{task.name} ({label}): wrong. If ordinary values are right: a weight of zero has the "
-                    "log -inf, counts among the K and adds nothing; the mean of zeros is zero, its log -inf."
-                    + nan
+                    "wrong. If ordinary values are right: a weight of zero has the log -inf, counts among "
+                    f"the K and adds nothing; the mean of zeros is zero, its log -inf.{nan}",
+                    case=label,
                 )
             alive = want.isfinite()
             if not alive.any():
                 continue
             if not got.requires_grad:
-                raise Wrong(f"{task.name} ({label}): the value is right, but no gradient reaches log_w.")
+                raise Wrong("the value is right, but no gradient reaches log_w.", case=label)
             (slope,) = torch.autograd.grad(got[alive].sum(), leaf)
             # Where every weight is zero there is no gradient to be right or wrong about.
             slope, share = slope.movedim(dim, 0)[:, alive], leaf.detach().movedim(dim, 0)[:, alive].softmax(0)
             if not same(slope, share, 1e-3, 1e-3):
                 raise Wrong(
-                    f"{task.name} ({label}): the value is right, but its gradient is not. A weight of zero "
-                    "gets the gradient 0, and the others theirs."
+                    "the value is right, but its gradient is not. A weight of zero "
+                    "gets the gradient 0, and the others theirs.",
+                    case=label,
                 )
 
 
@@ -691,12 +689,9 @@ def run(student: Student, case: Case, dtype: torch.dtype = f64) -> Tensor:
     estimates = student(*prepared(case.arguments, dtype), where=case.label)
     batch = len(case.arguments[0])
     if not isinstance(estimates, Tensor) or estimates.shape != (batch,):
-        raise Wrong(
-            f"{student.task.name} ({case.label}): {shape(estimates)} is returned, not a tensor of shape "
-            f"({batch},)."
-        )
+        raise Wrong(f"{shape(estimates)} is returned, not a tensor of shape ({batch},).", case=case.label)
     if not finite(estimates):
-        raise Wrong(f"{student.task.name} ({case.label}): not all numbers are finite.")
+        raise Wrong("not all numbers are finite.", case=case.label)
     return estimates.detach().to(f64)
 
 
@@ -737,7 +732,7 @@ def alike(ours: Tensor, theirs: Tensor) -> bool:
     return abs(a - b) <= 5 * math.hypot(da, db) + 1e-6 and abs(sa - sb) <= 5 * math.hypot(ea, eb) + 1e-6
 
 
-def slip_of(student: Student) -> str:
+def slip_of(student: Student) -> Cause:
     """What to add about wrong estimates: the mistake whose estimates have the student's mean and scatter."""
     draw = Draw(0)
     cases = [
@@ -750,7 +745,7 @@ def slip_of(student: Student) -> str:
             for case in cases
         ]
     except Wrong:
-        return ""
+        return UNKNOWN
     for clause, way in WAYS:
         for case, observed in zip(cases, estimates):
             x, *parts, seed = case.arguments
@@ -759,8 +754,8 @@ def slip_of(student: Student) -> str:
             if guess.shape != observed.shape or not guess.isfinite().all() or not alike(guess, observed):
                 break
         else:
-            return f" These are the numbers that one gets when {clause}." if clause else ""
-    return ""
+            return Cause.of((clause,) if clause else ())
+    return UNKNOWN
 
 
 def weights(task: Task, student: Student, draw: Draw) -> None:
@@ -772,8 +767,10 @@ def weights(task: Task, student: Student, draw: Draw) -> None:
         if not abs(score) <= LIMIT:
             way = "low" if score < 0 else "high"
             raise Wrong(
-                f"{task.name} ({case.label}): the mean weight is not p(x). Over many repetitions the "
-                f"estimates of p(x) itself, not of its log, come out too {way}.{slip_of(student)}"
+                f"the mean weight is not p(x). Over many repetitions the "
+                f"estimates of p(x) itself, not of its log, come out too {way}.",
+                slip_of(student),
+                case=case.label,
             )
     # From the prior, with a decoder so steep that few draws count: the log must be taken last, of all 300.
     x, decode = (greys(draw, 1, 15) > 0.5).to(f64), Affine(4 * draw(15, 2), draw(15))
@@ -781,8 +778,9 @@ def weights(task: Task, student: Student, draw: Draw) -> None:
     ratio = (repeated(student, case, 1000) - log_likelihood(*case.arguments)).exp()
     if not abs(z_score(ratio.mean(1), 1)) <= LIMIT:
         raise Wrong(
-            f"{task.name} ({case.label}): the mean weight is not p(x), with many samples. If the other cases "
-            "are right: is it one mean of all samples, with one log, or a mean of logs of parts?"
+            "the mean weight is not p(x), with many samples. If the other cases "
+            "are right: is it one mean of all samples, with one log, or a mean of logs of parts?",
+            case=case.label,
         )
 
 
@@ -794,8 +792,10 @@ def bound(task: Task, student: Student, draw: Draw) -> None:
         if not abs(score) <= LIMIT:
             way = "low" if score < 0 else "high"
             raise Wrong(
-                f"{task.name} ({case.label}): with one sample the mean of the estimates is the ELBO, and "
-                f"over many repetitions yours come out too {way}.{slip_of(student)}"
+                f"with one sample the mean of the estimates is the ELBO, and "
+                f"over many repetitions yours come out too {way}.",
+                slip_of(student),
+                case=case.label,
             )
 
 
@@ -813,7 +813,7 @@ def draws(task: Task, student: Student, draw: Draw) -> None:
         estimates = run(student, case)
         if len(estimates.unique()) < 1000:
             raise Wrong(
-                f"{task.name}: equal examples get equal estimates, so the noise or the result is shared in "
+                "equal examples get equal estimates, so the noise or the result is shared in "
                 "the batch. Draw noise of shape (samples, batch, k), and average over the samples alone."
             )
         weight = (estimates - estimates.max()).exp()
@@ -821,8 +821,9 @@ def draws(task: Task, student: Student, draw: Draw) -> None:
         if not 1 / 1.4 < scatter < 1.4:
             way = "more" if scatter > 1 else "less"
             raise Wrong(
-                f"{task.name} ({case.label}): the estimates scatter {way} than the mean of that many "
-                f"independent weights does.{slip_of(student)}"
+                f"the estimates scatter {way} than the mean of that many independent weights does.",
+                slip_of(student),
+                case=case.label,
             )
 
 
@@ -837,7 +838,7 @@ def precise(task: Task, student: Student, draw: Draw) -> None:
     right = bernoulli(x, logits.expand_as(x)) - kl
     score = z_score((repeated(student, case, 500) - right).mean(1), 0)
     if not abs(score) <= LIMIT:
-        raise Wrong(f"{task.name} ({case.label}): not precise. If ordinary values are right: {task.hint}.")
+        raise imprecise(task, case.label)
 
 
 LOG_LIKELIHOOD = Task(
@@ -1070,7 +1071,7 @@ def numbers(task: Task, student: Student, draw: Draw) -> None:
         got = student(*case.arguments, where=case.label, **case.keywords)
         if not same(got, task.reference(*case.arguments, **case.keywords), 1e-6, 1e-6):
             nan = "" if finite(got) else " It is not finite."
-            raise Wrong(f"{task.name} ({case.label}): wrong.{nan}{diagnose(task, student, draw)}")
+            raise Wrong(f"wrong.{nan}", diagnose(task, student, draw), case=case.label)
 
 
 LINEAR_ANNEALING = Task(

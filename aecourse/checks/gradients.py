@@ -13,23 +13,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from aecourse.checks.core import (
-    Case,
-    Student,
-    Task,
-    Wrong,
-    diagnose,
-    f32,
-    f64,
-    finite,
-    gradients,
-    prepared,
-    same,
-    shape,
-    stability,
-    values,
-)
+from aecourse.checks.core import Case, Task, Wrong, f32, f64, finite, prepared, same, shape
+from aecourse.checks.kinds import gradients, stability, values
+from aecourse.checks.naming import diagnose
 from aecourse.checks.parts import First, Part, Quadratic, Sine, Step, line
+from aecourse.checks.student import Student
 
 # ---- shared by several tasks
 
@@ -132,19 +120,21 @@ def parameters(task: Task, student: Student, draw) -> None:
     """Are the numbers the same when the inputs are parts of a graph, as they are in training?"""
     for case in list(task.cases(draw))[:3]:
         f, mean, logvar, noise = prepared(case.arguments, f64)
-        where = f"{task.name} ({case.label})"
+        where = case.label
         want = task.reference(f, mean, logvar, noise)
         detached = mean.clone(), logvar.clone(), noise.clone()
         got = student(f, *detached, where=case.label)
         if any(part.requires_grad for part in detached):
             raise Wrong(
-                f"{where}: an input requires gradients after the call, and did not before. Leave the inputs "
-                "as they are: work on detached copies."
+                "an input requires gradients after the call, and did not before. Leave the inputs "
+                "as they are: work on detached copies.",
+                case=where,
             )
         if not same(got, want, 1e-4, 1e-4):
             raise Wrong(
-                f"{where}: wrong already without required gradients; repair that first."
-                f"{diagnose(task, student, draw)}"
+                "wrong already without required gradients; repair that first.",
+                diagnose(task, student, draw),
+                case=where,
             )
         mean.requires_grad_()
         logvar.requires_grad_()
@@ -155,19 +145,22 @@ def parameters(task: Task, student: Student, draw) -> None:
         got = student(f, mean, logvar, noise, where=f"{case.label}, inputs that require gradients")
         if isinstance(got, tuple | list) and any(part is None for part in got):
             raise Wrong(
-                f"{where}: None is returned when the inputs require gradients already. Only leaves of a "
+                "None is returned when the inputs require gradients already. Only leaves of a "
                 "graph have a .grad, and a clone of such an input is no leaf: detach it first, or use "
-                "torch.autograd.grad."
+                "torch.autograd.grad.",
+                case=where,
             )
         if mean.grad is not None or logvar.grad is not None:
             raise Wrong(
-                f"{where}: backward() leaves gradients in mean.grad or logvar.grad, where the next call, or "
-                "the training loop, adds to them. Work on detached copies, or use torch.autograd.grad."
+                "backward() leaves gradients in mean.grad or logvar.grad, where the next call, or "
+                "the training loop, adds to them. Work on detached copies, or use torch.autograd.grad.",
+                case=where,
             )
         if not same(got, want, 1e-4, 1e-4):
             raise Wrong(
-                f"{where}: right for plain tensors, wrong when mean and logvar require gradients and the "
-                "samples come with a graph that leads back to them. Detach what must not be differentiated."
+                "right for plain tensors, wrong when mean and logvar require gradients and the "
+                "samples come with a graph that leads back to them. Detach what must not be differentiated.",
+                case=where,
             )
 
 
@@ -771,7 +764,7 @@ def independence(task: Task, student: Student, draw) -> None:
         old = student(before.clone(), where=where)
         why = per_sample(old, samples)
         if why:
-            raise Wrong(f"{task.name} ({where}): {why}.{diagnose(task, student, draw)}")
+            raise Wrong(f"{why}.", diagnose(task, student, draw), case=where)
         for index in range(samples):
             after = before.clone()
             after[index] += 100
@@ -779,13 +772,15 @@ def independence(task: Task, student: Student, draw) -> None:
             moved = math.inf if per_sample(new, samples) else float((new[index] - old[index]).abs())
             if 1e-8 < moved < 1e-4:
                 raise Wrong(
-                    f"{task.name} ({where}): a baseline moves by a rounding error of single precision when "
-                    "its own value does. Stay in the type of the inputs."
+                    "a baseline moves by a rounding error of single precision when "
+                    "its own value does. Stay in the type of the inputs.",
+                    case=where,
                 )
             if not moved <= 1e-8:
                 raise Wrong(
-                    f"{task.name} ({where}): the baseline of a sample moves when its own value does, and the "
-                    f"estimate is biased.{diagnose(task, student, draw)}"
+                    "the baseline of a sample moves when its own value does, and the estimate is biased.",
+                    diagnose(task, student, draw),
+                    case=where,
                 )
 
 

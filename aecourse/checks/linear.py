@@ -10,24 +10,10 @@ from itertools import permutations, product
 import torch
 from torch import Tensor
 
-from aecourse.checks.core import (
-    REDUCTIONS,
-    Case,
-    Draw,
-    Student,
-    Task,
-    Wrong,
-    diagnose,
-    f32,
-    f64,
-    finite,
-    gradients,
-    prepared,
-    same,
-    shape,
-    stability,
-    values,
-)
+from aecourse.checks.core import Case, Draw, Task, Wrong, f32, f64, finite, prepared, same, shape
+from aecourse.checks.kinds import gradients, stability, values
+from aecourse.checks.naming import REDUCTIONS, diagnose
+from aecourse.checks.student import Student
 
 # ---- shared by several tasks
 
@@ -298,31 +284,34 @@ def ties(task: Task, student: Student, draw: Draw) -> None:
     exacts = [X.to(f64, copy=True) for X, _ in given]
     results = student.each([(a, {}, case.label) for a, (case, _) in zip(given, looks)])
     for (case, dtype), (X, k), exact, got in zip(looks, given, exacts, results):
-        where = f"{task.name} ({case.label}, {str(dtype).removeprefix('torch.')})"
+        where = f"{case.label}, {str(dtype).removeprefix('torch.')}"
         why = triple(got, [(X.shape[1],), (k, X.shape[1]), (k,)])
         if why:
-            raise Wrong(f"{where}: {why}.{diagnose(task, student, draw)}")
+            raise Wrong(f"{why}.", diagnose(task, student, draw), case=where)
         mean, components, eigenvalues = (part.detach().to(f64) for part in got)
         close = 1e-5 if dtype == f64 else 2e-3  # the last digits are for `stability`
         covariance = torch.cov(exact.mT, correction=0).reshape(X.shape[1], -1)
         if not finite(got):
             raise Wrong(
-                f"{where}: not all numbers are finite. Is something divided by an eigenvalue that is 0?"
+                "not all numbers are finite. Is something divided by an eigenvalue that is 0?", case=where
             )
         if not same(mean, exact.mean(0), close, close):
-            raise Wrong(f"{where}: the mean is wrong.{diagnose(task, student, draw)}")
+            raise Wrong("the mean is wrong.", diagnose(task, student, draw), case=where)
         if not same(eigenvalues, torch.linalg.eigvalsh(covariance).flip(0)[:k], close, close):
-            raise Wrong(f"{where}: the eigenvalues are wrong.{diagnose(task, student, draw)}")
+            raise Wrong("the eigenvalues are wrong.", diagnose(task, student, draw), case=where)
         if not same(components @ components.mT, torch.eye(k, dtype=f64), close, close):
             raise Wrong(
-                f"{where}: the components are not orthonormal. Where eigenvalues are equal or zero, not "
-                "every way to eigenvectors gives orthonormal ones; a solver for symmetric matrices does."
-                f"{diagnose(task, student, draw)}"
+                "the components are not orthonormal. Where eigenvalues are equal or zero, not "
+                "every way to eigenvectors gives orthonormal ones; a solver for symmetric matrices does.",
+                diagnose(task, student, draw),
+                case=where,
             )
         if not same(components @ covariance, eigenvalues[:, None] * components, close, close):
             raise Wrong(
-                f"{where}: the components are orthonormal, but they are no eigenvectors of the covariance "
-                f"with these eigenvalues.{diagnose(task, student, draw)}"
+                "the components are orthonormal, but they are no eigenvectors of the covariance "
+                "with these eigenvalues.",
+                diagnose(task, student, draw),
+                case=where,
             )
 
 

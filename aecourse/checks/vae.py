@@ -14,67 +14,49 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aecourse.checks.core import (
-    LIMIT,
+    FOLLOWS,
+    UNKNOWN,
     Case,
+    Cause,
     Draw,
-    ModuleProxy,
     Seed,
-    Student,
     Task,
     Wrong,
-    diagnose,
-    explain,
     f32,
     f64,
     finite,
     prepared,
     same,
     shape,
-    uses_generator,
-    values,
-    weighted_sum,
-    z_score,
 )
 from aecourse.checks.elbo import bernoulli_slips, gaussian_kl_slips
+from aecourse.checks.kinds import LIMIT, values, z_score
+from aecourse.checks.modules import weighted_sum
+from aecourse.checks.naming import diagnose, explain
 from aecourse.checks.parts import AffineVAE
+from aecourse.checks.student import ModuleProxy, Student, uses_generator
 
 # ---- shared by several tasks
 
 READY_MADE = ("torch.distributions.kl",)
 
 
-def nothing(*_):
-    """For classes, whose tests are all their own: no cases, and no slips for `diagnose`."""
-    return []
+SO_ONE_GETS = "That is what one gets when"
 
 
-def of_class(name: str, read: str, properties, tests: dict) -> Task:
-    """The task to write a class of this name."""
-    return Task(
-        name=name,
-        read=read,
-        reference=nothing,
-        slips=nothing,
-        properties=properties,
-        cases=nothing,
-        forbidden=READY_MADE,
-        tests=tests,
-    )
-
-
-def needs(condition, words: str) -> None:
-    """Raise `Wrong` with these words unless the condition holds."""
+def needs(condition, words: str, **others) -> None:
+    """Raise ``Wrong(words, **others)`` unless the condition holds."""
     if not condition:
-        raise Wrong(words)
+        raise Wrong(words, **others)
 
 
-def closest(observed: Tensor, candidates) -> str:
-    """The clause of the statistics (n,) that the observed ones match to a tenth; "" when none or all do."""
+def closest(observed: Tensor, candidates) -> Cause:
+    """The slip whose statistics (n,) the observed ones match to a tenth; none when none of them do."""
     for clause, expected in candidates:
         expected = torch.as_tensor(expected, dtype=f64).expand_as(observed)
         if torch.allclose(observed, expected, rtol=0.12, atol=0.05):
-            return f" That is what one gets when {clause}."
-    return ""
+            return Cause.of((clause,), SO_ONE_GETS)
+    return UNKNOWN
 
 
 def two_samples(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -86,17 +68,6 @@ def two_samples(ours: Tensor, theirs: Tensor) -> Tensor:
 
 def loaded(student: Student, sizes, state: dict, dtype=f64) -> ModuleProxy:
     return ModuleProxy.construct(student, *sizes).load({n: v.to(dtype) for n, v in state.items()})
-
-
-def named_parameters(module: ModuleProxy, sizes: dict[str, tuple]) -> str:
-    """Why the parameters are not those of the text; "" when they are."""
-    own = {name: tuple(value.shape) for name, value in module.state().items()}
-    if missing := [name for name in sizes if name not in own]:
-        return f"the state_dict misses {', '.join(missing)}"
-    if odd := [name for name in own if name not in sizes]:
-        return f"the state_dict has an unexpected {', '.join(odd)}"
-    wrong = [f"{name} is {own[name]}, not {sizes[name]}" for name in sizes if own[name] != sizes[name]]
-    return f"parameters have another shape than asked: {'; '.join(wrong)}" if wrong else ""
 
 
 def shapes_of(state: dict) -> dict[str, tuple]:
@@ -210,7 +181,7 @@ def network_properties(student: Student):
     heads, draw = HEADS[student.task.name], Draw(1)
     module = ModuleProxy.construct(student, 6, 5, 3)
     right = shapes_of(network_state(draw, heads, 6, 5, 3))
-    yield "parameters with the names and shapes of the table", named_parameters(module, right)
+    yield "parameters with the names and shapes of the table", module.misnamed(right)
     x = draw(200, 6).float()
     got, want = forward(module, x), " and ".join([str((200, 3))] * len(heads))
     parts = got if isinstance(got, tuple) else (got,)
@@ -232,21 +203,21 @@ def network_values(task: Task, student: Student, draw: Draw) -> None:
     x = draw(200, 6)
     module = loaded(student, (6, 5, 3), network_state(draw, heads, 6, 5, 3), f32)
     first, second = (forward(module, x.to(f32)) for _ in range(2))
-    needs(same(first, second, 0, 0), f"{task.name}: two calls differ. Nothing is drawn here: no dropout.")
+    needs(same(first, second, 0, 0), "two calls differ. Nothing is drawn here: no dropout.")
     for (label, sizes, state, x), dtype in product(cases, (f64, f32)):
-        where, x = f"{task.name} ({label})", x.to(dtype)
+        where, x = label, x.to(dtype)
         module, before = loaded(student, sizes, state, dtype), x.clone()
         got, want = forward(module, x, label), network(state, x.to(f64))
-        needs(torch.equal(x, before), f"{where}: the input is changed in place. Leave it as it is.")
+        needs(torch.equal(x, before), "the input is changed in place. Leave it as it is.", case=where)
         if shape(got) != shape(want):
-            raise Wrong(f"{where}: forward returns {shape(got)}, not {shape(want)}.")
+            raise Wrong(f"forward returns {shape(got)}, not {shape(want)}.", case=where)
         if not same(got, want, 1e-4, 1e-4):
-            raise Wrong(f"{where}: wrong.{network_mistake(student, heads, cases)}")
+            raise Wrong("wrong.", network_mistake(student, heads, cases), case=where)
     if task.name == "Decoder":
         network_gradients(task, student, draw)
 
 
-def network_mistake(student: Student, heads, cases) -> str:
+def network_mistake(student: Student, heads, cases) -> Cause:
     outputs = [forward(loaded(student, sizes, state), x) for _, sizes, state, x in cases]
     return explain(outputs, [list(network_slips(state, heads, x)) for _, _, state, x in cases])
 
@@ -264,13 +235,17 @@ def network_gradients(task: Task, student: Student, draw: Draw) -> None:
         for name, slope in reversed(right.items()):  # from the end: where the graph is cut
             if same(got.get(name), slope, 1e-3, 1e-3):
                 continue
-            where = f"{task.name} ({label})"
+            where = label
             needs(
-                same_value, f"{where}: the gradient for {name} is wrong, and so are the values: repair these."
+                same_value,
+                f"the gradient for {name} is wrong, and so are the values: repair these.",
+                case=where,
+                reason=FOLLOWS,
             )
             raise Wrong(
-                f"{where}: the values are right, but the gradient for {name} is not: the graph is cut, for "
-                "example by .detach(), .data, torch.tensor(...) or torch.no_grad()."
+                f"the values are right, but the gradient for {name} is not: the graph is cut, for "
+                "example by .detach(), .data, torch.tensor(...) or torch.no_grad().",
+                case=where,
             )
         if task.name == "Decoder" and same_value:
             code, own = (x.clone().requires_grad_() for _ in range(2))
@@ -281,20 +256,26 @@ def network_gradients(task: Task, student: Student, draw: Draw) -> None:
                 got_z = torch.autograd.grad(weighted_sum((logits,)), code, allow_unused=True)[0]
             needs(
                 same(got_z, z_slope, 1e-3, 1e-3),
-                f"Decoder ({label}): the values are right, but the gradient for the code z is not: nothing "
+                "the values are right, but the gradient for the code z is not: nothing "
                 "could reach the encoder. The graph is cut, by .detach(), .data or torch.no_grad().",
+                case=label,
             )
 
 
-ENCODER = of_class(
-    "Encoder",
-    "design#the-encoder-s-variance",
-    network_properties,
-    {"values": network_values, "gradients": network_gradients},
+ENCODER = Task(
+    name="Encoder",
+    read="design#the-encoder-s-variance",
+    properties=network_properties,
+    forbidden=READY_MADE,
+    tests={"values": network_values, "gradients": network_gradients},
 )
 
-DECODER = of_class(
-    "Decoder", "vae#a-model-with-a-latent-variable", network_properties, {"values": network_values}
+DECODER = Task(
+    name="Decoder",
+    read="vae#a-model-with-a-latent-variable",
+    properties=network_properties,
+    forbidden=READY_MADE,
+    tests={"values": network_values},
 )
 
 # ---- VAE(dim, hidden, latent_dim): forward, sample_latent, reconstruct and sample
@@ -312,7 +293,7 @@ def vae_properties(student: Student):
     draw = Draw(2)
     vae = ModuleProxy.construct(student, 8, 5, 3)
     right = shapes_of(vae_state(draw, 8, 5, 3))
-    yield "parameters of an Encoder and a Decoder, and no others", named_parameters(vae, right)
+    yield "parameters of an Encoder and a Decoder, and no others", vae.misnamed(right)
     x = draw(4, 8, low=0, high=1).float()
     results = vae.call("forward", x, Seed(1))
     good = isinstance(results, tuple | list) and [getattr(r, "shape", None) for r in results] == [
@@ -344,7 +325,7 @@ def vae_values(task: Task, student: Student, draw: Draw) -> None:
         state["decoder.hidden.bias"] += 2.0
         vae, x = loaded(student, sizes, state, f32), draw(batch, sizes[0]).to(f32)
         mean, logvar = own_encoding(vae, x)
-        where, decoded = f"VAE ({label})", vae.call("decoder", mean)
+        where, decoded = label, vae.call("decoder", mean)
         got = vae.call("reconstruct", x, where=label)
         if not same(got, decoded.sigmoid(), 1e-4, 1e-5):
             candidates = [
@@ -354,24 +335,24 @@ def vae_values(task: Task, student: Student, draw: Draw) -> None:
                 ("the probabilities are rounded to 0 or 1", decoded.sigmoid().round()),
                 ("the log-variance is decoded, not the mean", vae.call("decoder", logvar).sigmoid()),
             ]
-            words = explain([got], [candidates])
-            if not words and not same(got, vae.call("reconstruct", x), 0, 0):
-                words = " Two calls differ: z is drawn, where its mean is to be decoded."
-            raise Wrong(f"{where}: reconstruct is wrong.{words}")
+            cause = explain([got], [candidates])
+            if not cause and not same(got, vae.call("reconstruct", x), 0, 0):
+                cause = Cause(" Two calls differ: z is drawn, where its mean is to be decoded.")
+            raise Wrong("reconstruct is wrong.", cause, case=where)
         for mode in (True, False):
             vae.training(mode)
             results = vae.call("forward", x, draw.seed(), where=label)
             good = isinstance(results, tuple | list) and len(results) == 3
-            needs(good, f"{where}: forward returns {shape(results)}, not logits, mean and logvar.")
+            needs(good, f"forward returns {shape(results)}, not logits, mean and logvar.", case=where)
             logits, *rest = results
             swapped = same(tuple(rest), (logvar, mean), 1e-5, 1e-6)
-            needs(not swapped, f"{where}: forward returns logvar and mean in the wrong order.")
+            needs(not swapped, "forward returns logvar and mean in the wrong order.", case=where)
             good = same(tuple(rest), (mean, logvar), 1e-5, 1e-6)
-            needs(good, f"{where}: forward does not return the mean and logvar of the encoder.")
+            needs(good, "forward does not return the mean and logvar of the encoder.", case=where)
             others = (vae.call("forward", x, draw.seed())[0] for _ in range(20))
             if same(logits, decoded, 1e-5, 1e-6) and all(same(again, logits, 1e-5, 1e-6) for again in others):
                 when = "" if mode else " in evaluation mode"
-                raise Wrong(f"{where}: forward decodes the mean{when}, where a draw of q(z|x) is asked.")
+                raise Wrong(f"forward decodes the mean{when}, where a draw of q(z|x) is asked.", case=where)
         _forward_is_composed(student, vae, x, draw, where)
 
 
@@ -401,15 +382,16 @@ def _forward_is_composed(student: Student, vae: ModuleProxy, x: Tensor, draw: Dr
                 got = torch.autograd.grad(weighted_sum((theirs,)), x, retain_graph=True, allow_unused=True)[0]
             needs(
                 same(got, right, 1e-3, 1e-3),
-                f"{where}: the values of forward are right, but no gradient, or a wrong one, comes back "
+                f"the values of forward are right, but no gradient, or a wrong one, comes back "
                 f"through its {name}: the graph is cut, by .detach(), .data or torch.no_grad().",
+                case=where,
             )
 
 
 def own_encoding(vae: ModuleProxy, x: Tensor) -> tuple[Tensor, Tensor]:
     encoded = vae.call("encoder", x)
     if not isinstance(encoded, tuple | list) or len(encoded) != 2:
-        raise Wrong("VAE: its encoder does not return mean and logvar. Repair Encoder first.")
+        raise Wrong("its encoder does not return mean and logvar. Repair Encoder first.", reason=FOLLOWS)
     return tuple(encoded)
 
 
@@ -419,13 +401,13 @@ def _forward_draws(vae: ModuleProxy, x: Tensor, draw: Draw, where: str) -> None:
     logits = vae.call("forward", many, draw.seed())[0]
     z = vae.call("sample_latent", *own_encoding(vae, many), draw.seed())
     ours = vae.call("decoder", z)
-    needs(shape(logits) == shape(ours), f"{where}: the logits are {shape(logits)}.")
+    needs(shape(logits) == shape(ours), f"the logits are {shape(logits)}.", case=where)
     if (two_samples(torch.cat([ours, ours**2], 1), torch.cat([logits, logits**2], 1)).abs() < LIMIT).all():
         return
-    words = closest(
+    cause = closest(
         logits.to(f64).mean(0), [("probabilities are returned, not logits", ours.sigmoid().mean(0))]
     )
-    raise Wrong(f"{where}: the logits are not the decoder's at a draw of sample_latent.{words}")
+    raise Wrong("the logits are not the decoder's at a draw of sample_latent.", cause, case=where)
 
 
 def vae_noise(task: Task, student: Student, draw: Draw) -> None:
@@ -436,9 +418,9 @@ def vae_noise(task: Task, student: Student, draw: Draw) -> None:
     for mode in (True, False):
         vae.training(mode)
         z = vae.call("sample_latent", mean, logvar, draw.seed())
-        needs(shape(z) == shape(mean), f"VAE: sample_latent returns {shape(z)}, not {shape(mean)}.")
+        needs(shape(z) == shape(mean), f"sample_latent returns {shape(z)}, not {shape(mean)}.")
         when = "" if mode else " in evaluation mode"
-        needs(not same(z, mean, 1e-6, 1e-6), f"VAE: sample_latent returns the mean{when}: nothing is drawn.")
+        needs(not same(z, mean, 1e-6, 1e-6), f"sample_latent returns the mean{when}: nothing is drawn.")
     vae.training(True)
     _noise_is_right(vae, draw)
     far = torch.tensor([-30.0, 30.0], dtype=f64).expand(200, -1)
@@ -446,7 +428,7 @@ def vae_noise(task: Task, student: Student, draw: Draw) -> None:
     spread = (z / (far / 2).exp()).std(0)
     needs(
         ((spread > 0.5) & (spread < 2)).all(),
-        "VAE: sample_latent is right for moderate logvar, and its spread is wrong for logvar = -30 or 30. "
+        "sample_latent is right for moderate logvar, and its spread is wrong for logvar = -30 or 30. "
         "Is logvar limited (clamped), or is something added to the standard deviation?",
     )
     _noise_is_differentiable(vae, mean, logvar, draw)
@@ -459,11 +441,11 @@ def _noise_is_right(vae: ModuleProxy, draw: Draw) -> None:
     noise = (z - mean) / (logvar / 2).exp()
     if (noise - noise[:1]).abs().max() < 1e-4:
         raise Wrong(
-            "VAE: sample_latent gives all rows of a batch the same noise. Each example needs its own: draw "
+            "sample_latent gives all rows of a batch the same noise. Each example needs its own: draw "
             "as many numbers as mean has."
         )
     if (noise - noise[:, :1]).abs().max() < 1e-4:
-        raise Wrong("VAE: sample_latent gives all latents of an example the same noise.")
+        raise Wrong("sample_latent gives all latents of an example the same noise.")
     variances, right = (z - mean).var(0), LOG_VARIANCES.exp()
     sd = right.sqrt()
     if max(abs(z_score(column, 0.0)) for column in noise.T) > LIMIT:
@@ -474,7 +456,7 @@ def _noise_is_right(vae: ModuleProxy, draw: Draw) -> None:
             ("the noise is uniform (torch.rand), not normal (torch.randn)", MEANS + sd / 2),
             ("the noise is uniform (torch.rand), not normal (torch.randn)", MEANS + right / 2),
         ]
-        raise Wrong(f"VAE: the draws of sample_latent do not average to mean.{closest(z.mean(0), slips)}")
+        raise Wrong("the draws of sample_latent do not average to mean.", closest(z.mean(0), slips))
     if max(abs(z_score(column.square(), 1.0)) for column in noise.T) > LIMIT:
         slips = [
             ("exp(logvar), the variance, is taken as the standard deviation", right**2),
@@ -486,14 +468,14 @@ def _noise_is_right(vae: ModuleProxy, draw: Draw) -> None:
             ("a softplus stands where exp(logvar / 2) belongs", F.softplus(LOG_VARIANCES) ** 2),
             ("a softplus of logvar is taken as the variance", F.softplus(LOG_VARIANCES)),
         ]
-        relative = closest((variances / right).log(), [(c, (v / right).log()) for c, v in slips])
-        raise Wrong(f"VAE: the spread of the draws of sample_latent is not exp(logvar / 2).{relative}")
+        cause = closest((variances / right).log(), [(c, (v / right).log()) for c, v in slips])
+        raise Wrong("the spread of the draws of sample_latent is not exp(logvar / 2).", cause)
     if max(abs(z_score(column**4, 3.0)) for column in noise.T) > 2 * LIMIT:  # a heavy tail, hence twice
-        raise Wrong("VAE: the noise of sample_latent has the right spread, but is not normal.")
+        raise Wrong("the noise of sample_latent has the right spread, but is not normal.")
     neighbours = [noise[1:] * noise[:-1], noise[n // 2 :] * noise[: n // 2]]
     pairs = [(column * neighbour)[:, None] for column, neighbour in pairwise(noise.T)]
     if max(abs(z_score(c, 0.0)) for products in neighbours + pairs for c in products.T) > LIMIT:
-        raise Wrong("VAE: the noise of sample_latent is not independent for each example and latent.")
+        raise Wrong("the noise of sample_latent is not independent for each example and latent.")
 
 
 def _noise_is_differentiable(vae: ModuleProxy, mean: Tensor, logvar: Tensor, draw: Draw) -> None:
@@ -506,10 +488,8 @@ def _noise_is_differentiable(vae: ModuleProxy, mean: Tensor, logvar: Tensor, dra
     want = torch.ones_like(mean), (z - mean).detach() / 2
     for name, slope, right in zip(("mean", "logvar"), slopes, want):
         cut = "the graph is cut, for example by .detach(), .data, torch.no_grad() or torch.normal(...)."
-        needs(slope is not None, f"VAE: no gradient of sample_latent reaches {name}: {cut}")
-        needs(
-            same(slope, right, 1e-4, 1e-5), f"VAE: the gradient of sample_latent for {name} is wrong: {cut}"
-        )
+        needs(slope is not None, f"no gradient of sample_latent reaches {name}: {cut}")
+        needs(same(slope, right, 1e-4, 1e-5), f"the gradient of sample_latent for {name} is wrong: {cut}")
 
 
 def vae_samples(task: Task, student: Student, draw: Draw) -> None:
@@ -518,11 +498,11 @@ def vae_samples(task: Task, student: Student, draw: Draw) -> None:
     vae = loaded(student, sizes, vae_state(draw, *sizes, scale=1.5), f32)
     uses_generator(student, lambda generator: vae.call("sample", 5, generator))
     image = vae.call("sample", 1, draw.seed(), where="n = 1")
-    needs(shape(image) == shape(torch.ones(1, 6)), f"VAE: sample(1) returns {shape(image)}, not (1, dim).")
+    needs(shape(image) == shape(torch.ones(1, 6)), f"sample(1) returns {shape(image)}, not (1, dim).")
     n = 40_000
     p = vae.call("sample", n, draw.seed(), where=f"n = {n}")
-    needs(shape(p) == shape(torch.ones(n, 6)), f"VAE: sample({n}) returns {shape(p)}, not ({n}, dim).")
-    needs((p - p[:1]).abs().max() > 1e-5, "VAE: all images of sample are the same: draw one z for each.")
+    needs(shape(p) == shape(torch.ones(n, 6)), f"sample({n}) returns {shape(p)}, not ({n}, dim).")
+    needs((p - p[:1]).abs().max() > 1e-5, "all images of sample are the same: draw one z for each.")
     z = draw(5 * n, 3).to(f32)
     logits = vae.call("decoder", z)
 
@@ -549,18 +529,19 @@ def vae_samples(task: Task, student: Student, draw: Draw) -> None:
             names = [("pixels are drawn or rounded, where their probabilities are asked", moments(p).mean(0))]
         else:
             names = [pair for pair in names if torch.allclose(pair[1], moments(p).mean(0), 0.05, 0.02)]
-        raise Wrong(f"VAE: sample is not the model's.{closest(moments(p).mean(0), names)}")
+        raise Wrong("sample is not the model's.", closest(moments(p).mean(0), names))
     centred = (p - p.mean(0)).detach().to(f64)
     pairs = [centred[1:] * centred[:-1], centred[n // 2 :] * centred[: n // 2]]
     if max(abs(z_score(c, 0.0)) for products in pairs for c in products.T) > LIMIT:
-        raise Wrong("VAE: the images of one call of sample are not independent.")
+        raise Wrong("the images of one call of sample are not independent.")
 
 
-VAE = of_class(
-    "VAE",
-    "vae#the-algorithm",
-    vae_properties,
-    {"values": vae_values, "noise": vae_noise, "samples": vae_samples},
+VAE = Task(
+    name="VAE",
+    read="vae#the-algorithm",
+    properties=vae_properties,
+    forbidden=READY_MADE,
+    tests={"values": vae_values, "noise": vae_noise, "samples": vae_samples},
 )
 
 # ---- kl_weight(step, warmup): a weight that rises from 0 to 1
@@ -615,12 +596,12 @@ def kl_weight_values(task: Task, student: Student, draw: Draw) -> None:
     for case in kl_weight_cases(draw):
         got = student(*case.arguments, where=case.label)
         number = got is not None and not isinstance(got, tuple | list) and torch.as_tensor(got).dim() == 0
-        needs(number, f"kl_weight ({case.label}): {shape(got)} is returned, not a number.")
+        needs(number, f"{shape(got)} is returned, not a number.", case=case.label)
         if not same(float(got), kl_weight(*case.arguments), 1e-5, 1e-6):
-            raise Wrong(f"kl_weight ({case.label}): wrong.{diagnose(task, student, draw)}")
+            raise Wrong("wrong.", diagnose(task, student, draw), case=case.label)
     for step, warmup, exact in ((0, 7, 0), (7, 7, 1), (8, 7, 1), (10**6, 7, 1), (0, 0, 1), (3, 0, 1)):
         got = float(student(step, warmup))
-        needs(got == exact, f"kl_weight: step {step}, warmup {warmup}: close, but not exactly 0 or 1.")
+        needs(got == exact, f"step {step}, warmup {warmup}: close, but not exactly 0 or 1.")
 
 
 KL_WEIGHT = Task(
@@ -753,11 +734,11 @@ def negative_elbo_gradients(task: Task, student: Student, draw: Draw) -> None:
         where = f"beta {beta:g}, {batch} rows"
         value = _seeded_loss(student, leaves, x, beta, seed, where)
         good = isinstance(value, Tensor) and value.dim() == 0
-        needs(good, f"negative_elbo ({where}): {shape(value)} is returned, not one number.")
+        needs(good, f"{shape(value)} is returned, not one number.", case=where)
         cut = "the graph is cut, for example by .detach(), .data, .item() or torch.no_grad()"
         keep = "the result is not float64, as the inputs are. Keep the type of the inputs."
-        needs(value.dtype == f64, f"negative_elbo ({where}): {keep}")
-        needs(value.requires_grad, f"negative_elbo ({where}): the result has no gradient: {cut}.")
+        needs(value.dtype == f64, keep, case=where)
+        needs(value.requires_grad, f"the result has no gradient: {cut}.", case=where)
         slopes = torch.autograd.grad(value, leaves, allow_unused=True)
         for i, of_kl in enumerate(_kl_slopes(leaves, x, beta)):
             along = draw(*leaves[i].shape)  # a direction, in which both are compared
@@ -765,15 +746,15 @@ def negative_elbo_gradients(task: Task, student: Student, draw: Draw) -> None:
             got, of_kl = (0.0 if s is None else float((s * along).sum()) for s in (slopes[i], of_kl))
             if _near(got, right):
                 continue
-            words = f": {cut}."
+            cause = Cause(f": {cut}.")
             if slopes[i] is not None and _near(got, of_kl):
-                words = (
+                cause = Cause(
                     ". The KL reaches it, and the reconstruction does not: is z cut off by .detach(), .data, "
                     "torch.no_grad() or a draw without a gradient, as `sample` instead of `rsample`?"
                 )
             elif of_kl and _near(got, right - of_kl):
-                words = f". The reconstruction reaches it, and the KL does not: {cut}."
-            raise Wrong(f"negative_elbo ({where}): the gradient for {PARAMETERS[i]} is wrong{words}")
+                cause = Cause(f". The reconstruction reaches it, and the KL does not: {cut}.")
+            raise Wrong(f"the gradient for {PARAMETERS[i]} is wrong", cause, case=where)
 
 
 def _near(slope: float, expected: float) -> bool:
@@ -830,7 +811,7 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
     first, second = call(torch.Generator().manual_seed(1)), call(torch.Generator().manual_seed(2))
     if same(first, second, 1e-9, 1e-9):
         raise Wrong(
-            "negative_elbo: two seeds give the same number. Nothing is drawn; is the mean of q(z|x) decoded? "
+            "two seeds give the same number. Nothing is drawn; is the mean of q(z|x) decoded? "
             "That is no bound: decode a draw."
         )
     uses_generator(student, call)
@@ -838,14 +819,14 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
     generators = [torch.Generator().manual_seed(seed + i) for i in range(calls)]
     losses = student.each([((model, x, 1.0, generator), {}, "") for generator in generators])
     results = torch.stack([torch.as_tensor(loss) for loss in losses]).to(f64).detach()
-    needs(results.dim() == 1, "negative_elbo: the result is not one number.")
+    needs(results.dim() == 1, "the result is not one number.")
     # What the student takes for the KL, right or wrong, is seen with a decoder that ignores z.
     blind = AffineVAE(*model.tensors[:4], torch.zeros_like(model.tensors[4]), model.tensors[5])
     seeded = (torch.Generator().manual_seed(number) for number in (1, 2))
     kl, again = (float(torch.as_tensor(student(blind, x, 1.0, each)).detach()) for each in seeded)
     needs(
         abs(kl - again) < 1e-6 * (1 + abs(kl)),
-        "negative_elbo: with a decoder that ignores z the result still depends on the draw. Is the KL "
+        "with a decoder that ignores z the result still depends on the draw. Is the KL "
         "estimated from z, or are the pixels drawn? Take the closed form, and x as it is.",
     )
     kl -= float(_nll(few, blind.tensors[5].expand_as(few)).mean())
@@ -856,20 +837,20 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
             "the noise is not scaled by the standard deviation": torch.ones_like,
             "logvar is taken as the standard deviation": torch.square,
         }
-        words = ""
+        cause = UNKNOWN
         for clause, variance in names.items():
             if abs(z_score(results, kl + float(expected_nll(model, few, variance).mean()))) < LIMIT:
-                words = f" That is what one gets when {clause}."
-        raise Wrong(f"negative_elbo: its reconstruction, averaged over many draws, is wrong.{words}")
+                cause = Cause.of((clause,), SO_ONE_GETS)
+        raise Wrong("its reconstruction, averaged over many draws, is wrong.", cause)
     ratio = float(results.var()) * rows / _variance_of_one(model, few, draw)
     needs(
         ratio < 1 + 5.5 * math.sqrt(2 / calls),
-        "negative_elbo: the average over many draws is right, but one result scatters too much: each example "
+        "the average over many draws is right, but one result scatters too much: each example "
         "of a batch needs its own noise.",
     )
     needs(
         ratio > 1 - 5.5 * math.sqrt(2 / calls),
-        "negative_elbo: a result scatters less than with one draw of z per example. Draw one, not several.",
+        "a result scatters less than with one draw of z per example. Draw one, not several.",
     )
 
 
@@ -925,9 +906,9 @@ def trained(student: Student, *arguments, where: str = "") -> tuple[ModuleProxy,
             ).items()
         },
     }
-    if why := named_parameters(vae, sizes):
-        raise Wrong(f"train: what is returned is not a VAE of task 3: {why}.")
-    needs(finite(list(state.values())), "train: some parameters are not finite after training.")
+    if why := vae.misnamed(sizes):
+        raise Wrong(f"what is returned is not a VAE of task 3: {why}.")
+    needs(finite(list(state.values())), "some parameters are not finite after training.")
     return vae, state
 
 
@@ -978,24 +959,24 @@ def train_seed(task: Task, student: Student, draw: Draw) -> None:
             state = torch.random.get_rng_state()
             runs.append(trained(student, images, 2, 2, number)[1])
             untouched = torch.equal(state, torch.random.get_rng_state())
-            needs(torch.equal(images, before), "train: the images are changed in place.")
+            needs(torch.equal(images, before), "the images are changed in place.")
     needs(
         not equal_states(runs[0], runs[2]),
-        "train: two seeds give the same parameters: the seed is ignored, or another one is fixed inside.",
+        "two seeds give the same parameters: the seed is ignored, or another one is fixed inside.",
     )
     needs(
         equal_states(runs[0], runs[1]),
-        "train: two runs with the same seed differ. Something is drawn from elsewhere: the initial "
+        "two runs with the same seed differ. Something is drawn from elsewhere: the initial "
         "weights, the order of the images or the noise.",
     )
     starts = [trained(student, images, 2, 0, number, where="no epochs")[1] for number in (seed, seed + 1)]
     needs(
         not equal_states(*starts),
-        "train: with epochs=0 two seeds give the same parameters: the initial weights ignore the seed.",
+        "with epochs=0 two seeds give the same parameters: the initial weights ignore the seed.",
     )
     needs(
         untouched,
-        "train: torch's global random state is another one afterwards. Whoever calls it should not "
+        "torch's global random state is another one afterwards. Whoever calls it should not "
         "notice: put back the state that was there.",
     )
 
@@ -1009,17 +990,17 @@ def train_updates(task: Task, student: Student, draw: Draw) -> None:
         still = [name for name in start if torch.equal(start[name], end[name])]
         if len(still) == len(start):
             small = "; with fewer images than a batch holds, is the only batch dropped" if count < 10 else ""
-            raise Wrong(f"train: two epochs on {count} images change no parameter{small}.")
+            raise Wrong(f"two epochs on {count} images change no parameter{small}.")
         needs(
             not still,
-            f"train: {', '.join(still)} did not move in two epochs. Are all parameters in the optimiser, "
+            f"{', '.join(still)} did not move in two epochs. Are all parameters in the optimiser, "
             "and does the loss reach all of them?",
         )
     images = draw(131, 3, 4, low=0, high=1).to(f32)  # a prime: a short last batch for the usual sizes
     untrained = [trained(student, x, 2, 0, 3, where="no epochs")[1] for x in (images, 1 - images)]
     needs(
         equal_states(*untrained),
-        "train: with epochs=0 the parameters depend on the images: is there an epoch too many?",
+        "with epochs=0 the parameters depend on the images: is there an epoch too many?",
     )
     base = trained(student, images, 2, 1, 3)[1]
     idle = []
@@ -1030,7 +1011,7 @@ def train_updates(task: Task, student: Student, draw: Draw) -> None:
         idle += [i] if all(torch.equal(base[name], state[name]) for name in base) else []
     needs(
         not idle,
-        f"train: of {len(images)} images, {len(idle)} had no influence on the first epoch. Every epoch goes "
+        f"of {len(images)} images, {len(idle)} had no influence on the first epoch. Every epoch goes "
         "through all images, in batches, and a short last batch counts too.",
     )
 
@@ -1044,7 +1025,8 @@ def train_training(task: Task, student: Student, draw: Draw) -> None:
     good = same(vae.call("encoder", x), right, 1e-3, 1e-3) and same(
         vae.call("decoder", right[0]), network(state, right[0], "decoder."), 1e-3, 1e-3
     )
-    needs(good, "train: its VAE does not compute what tasks 1 and 2 ask. Repair these first.")
+    words = "its VAE does not compute what tasks 1 and 2 ask. Repair these first."
+    needs(good, words, reason=FOLLOWS)
     bound, kl = elbo_and_kl(state, new, seed=0)
     gain = bound - mean_image_elbo(images, new)
     if gain > GAIN and kl < 5:
@@ -1063,14 +1045,15 @@ def train_training(task: Task, student: Student, draw: Draw) -> None:
             "draw of z decoded, not its mean?"
         )
     what = "the ELBO of new images is too low" if gain <= GAIN else "the KL of new images is too large"
-    raise Wrong(f"train: after {EPOCHS} epochs on 500 spots {what}. {words}")
+    raise Wrong(f"after {EPOCHS} epochs on 500 spots {what}. {words}")
 
 
-TRAIN = of_class(
-    "train",
-    "vae#training-watched",
-    train_properties,
-    {"seed": train_seed, "updates": train_updates, "training": train_training},
+TRAIN = Task(
+    name="train",
+    read="vae#training-watched",
+    properties=train_properties,
+    forbidden=READY_MADE,
+    tests={"seed": train_seed, "updates": train_updates, "training": train_training},
 )
 
 # ---- MendedVAE: seven faults, each tested where the other six cannot be felt
@@ -1099,7 +1082,7 @@ def patient(student: Student, draw: Draw, *sizes: int) -> tuple[ModuleProxy, dic
 def mended_properties(student: Student):
     draw = Draw(4)
     vae = ModuleProxy.construct(student, 8, 5, 3)
-    why = named_parameters(vae, shapes_of(sick_state(draw, 8, 5, 3)))
+    why = vae.misnamed(shapes_of(sick_state(draw, 8, 5, 3)))
     yield "the parameters of SickVAE, by name", why
     x = draw(4, 8, low=0, high=1).float()
     encoded = vae.call("encode", x)
@@ -1142,8 +1125,8 @@ def mended_a(task: Task, student: Student, draw: Draw) -> None:
             ("the sigmoid is taken twice", _nll(x, logits.sigmoid())),
         ]
         raise Wrong(
-            "MendedVAE: symptom A is there still: `reconstruction` is not -log p(x|z) in nats, one number "
-            f"per example.{explain([got], [slips])}"
+            "symptom A is there still: `reconstruction` is not -log p(x|z) in nats, one number per example.",
+            explain([got], [slips]),
         )
 
 
@@ -1160,11 +1143,11 @@ def mended_b(task: Task, student: Student, draw: Draw) -> None:
     z = torch.cat(draws).detach().to(f64)
     needs(
         shape(z) == shape(MEANS.expand(calls, 4)),
-        "MendedVAE: `sample_latent` returns another shape than mean.",
+        "`sample_latent` returns another shape than mean.",
     )
     noise = (z - mean) / (logvar / 2).exp()
     if max(abs(z_score(column, 0.0)) for column in noise.T) > LIMIT:
-        raise Wrong("MendedVAE: symptom B: the draws of `sample_latent` do not average to mean.")
+        raise Wrong("symptom B: the draws of `sample_latent` do not average to mean.")
     if max(abs(z_score(column.square(), 1.0)) for column in noise.T) > LIMIT:
         ratio = noise.var(0).log()
         slips = [
@@ -1172,11 +1155,12 @@ def mended_b(task: Task, student: Student, draw: Draw) -> None:
             ("the noise is not scaled at all", -LOG_VARIANCES),
             ("the root of the standard deviation scales the noise", -LOG_VARIANCES / 2),
         ]
-        words = next((c for c, v in slips if torch.allclose(ratio, v, atol=0.25)), "")
-        words = f" That is what one gets when {words}." if words else ""
+        near = (clause for clause, v in slips if torch.allclose(ratio, v, atol=0.25))
+        cause = Cause.of(tuple(near)[:1], SO_ONE_GETS)
         raise Wrong(
-            "MendedVAE: symptom B is there still: the codes of `sample_latent` scatter by another amount "
-            f"than logvar says, for which the KL is charged.{words}"
+            "symptom B is there still: the codes of `sample_latent` scatter by another amount "
+            "than logvar says, for which the KL is charged.",
+            cause,
         )
 
 
@@ -1186,16 +1170,16 @@ def mended_c(task: Task, student: Student, draw: Draw) -> None:
     mean = torch.zeros(n, 3, dtype=f64)
     uses_generator(student, lambda generator: vae.call("sample_latent", mean[:4], mean[:4], generator))
     z = vae.call("sample_latent", mean, mean, draw.seed()).detach().to(f64)
-    needs(shape(z) == shape(mean), "MendedVAE: `sample_latent` returns another shape than mean.")
+    needs(shape(z) == shape(mean), "`sample_latent` returns another shape than mean.")
     alone = (z - z[:1]).abs().max() > 1e-6
     needs(
         alone,
-        "MendedVAE: symptom C is there still: all examples of a batch share their noise, so that a large "
+        "symptom C is there still: all examples of a batch share their noise, so that a large "
         "batch is as noisy as a single example. Draw as many numbers as mean has.",
     )
     products = [z[1:] * z[:-1], z[n // 2 :] * z[: n // 2], (z[:, 1:] * z[:, :-1])]
     if max(abs(z_score(c, 0.0)) for product_ in products for c in product_.T) > LIMIT:
-        raise Wrong("MendedVAE: symptom C: the noise is not independent for each example and each latent.")
+        raise Wrong("symptom C: the noise is not independent for each example and each latent.")
 
 
 def mended_d(task: Task, student: Student, draw: Draw) -> None:
@@ -1214,9 +1198,9 @@ def mended_d(task: Task, student: Student, draw: Draw) -> None:
                 torch.manual_seed(0)
                 losses.append(vae.call("loss", x, beta, seed))
         good = all(isinstance(value, Tensor) and value.dim() == 0 for value in losses)
-        needs(good, f"MendedVAE: symptom D: `loss` returns {shape(losses[0])}, not one number.")
+        needs(good, f"symptom D: `loss` returns {shape(losses[0])}, not one number.")
         good = same(losses[0] - losses[1], 2 * kl, 1e-4, 1e-5)
-        needs(good, "MendedVAE: symptom D: beta does not add beta times the mean KL to `loss`.")
+        needs(good, "symptom D: beta does not add beta times the mean KL to `loss`.")
         slopes = []
         with torch.random.fork_rng(devices=[]):
             for beta in (2.0, 0.0):
@@ -1227,7 +1211,7 @@ def mended_d(task: Task, student: Student, draw: Draw) -> None:
             slope = torch.zeros_like(state[name]) if slope is None else slope
             if not same(pair[0] - pair[1], 2 * slope, 1e-4, 1e-5):
                 raise Wrong(
-                    "MendedVAE: symptom D is there still: the KL is in the value of `loss`, but its gradient "
+                    "symptom D is there still: the KL is in the value of `loss`, but its gradient "
                     f"for {name} is not. A number out of the graph (.item(), .detach()) trains nothing."
                 )
 
@@ -1241,7 +1225,7 @@ def mended_e(task: Task, student: Student, draw: Draw) -> None:
     still = [name for name in state if torch.equal(state[name], after[name])]
     needs(
         not still,
-        f"MendedVAE: symptom E is there still: after three steps of `fit`, {', '.join(still)} "
+        f"symptom E is there still: after three steps of `fit`, {', '.join(still)} "
         "did not move. Count what the optimiser is given.",
     )
     vae.load(state).call("fit", x, 1, 0.01, draw.seed())
@@ -1249,11 +1233,11 @@ def mended_e(task: Task, student: Student, draw: Draw) -> None:
     odd = [n for n in state if abs(float((state[n] - first[n]).abs().max()) - 0.01) > 5e-4]
     needs(
         not odd,
-        f"MendedVAE: symptom E: the first step of Adam with lr 0.01 moves a parameter by 0.01, and not so "
+        f"symptom E: the first step of Adam with lr 0.01 moves a parameter by 0.01, and not so "
         f"{', '.join(odd)}. `fit` gives all parameters to one Adam with the lr it is called with.",
     )
     far = [n for n in state if (state[n] - after[n]).abs().max() > 0.1]
-    needs(not far, "MendedVAE: symptom E: three steps of Adam with lr 0.01 cannot move a parameter by 0.1.")
+    needs(not far, "symptom E: three steps of Adam with lr 0.01 cannot move a parameter by 0.1.")
 
 
 def mended_f(task: Task, student: Student, draw: Draw) -> None:
@@ -1266,12 +1250,10 @@ def mended_f(task: Task, student: Student, draw: Draw) -> None:
         when = "training" if mode else "evaluation"
         needs(
             not same(first, second, 1e-9, 1e-9),
-            f"MendedVAE: symptom F is there still: in {when} mode two draws give the same `elbo`. The mean "
+            f"symptom F is there still: in {when} mode two draws give the same `elbo`. The mean "
             "is decoded, which is too good: a bound is an average over draws of q(z|x).",
         )
-        needs(
-            same(first, again, 0, 0), "MendedVAE: symptom F: `elbo` draws from elsewhere than its generator."
-        )
+        needs(same(first, again, 0, 0), "symptom F: `elbo` draws from elsewhere than its generator.")
         mean, logvar = vae.call("encode", x)
         kl = vae.call("kl", mean, logvar)
         seeds = [Seed(start + i) for i in range(2, 2 * calls)]
@@ -1279,14 +1261,14 @@ def mended_f(task: Task, student: Student, draw: Draw) -> None:
         logits = vae.each("decode", [(z,) for z in codes])
         ours = [-error - kl for error in vae.each("reconstruction", [(x, each) for each in logits])]
         theirs = vae.each("elbo", [(x, seed) for seed in seeds[1::2]])
-        needs(shape(theirs[0]) == shape(x[:, 0]), f"MendedVAE: symptom F: `elbo` is {shape(theirs[0])}.")
-        needs(vae.training() == mode, "MendedVAE: symptom F: `elbo` switches the mode of the model.")
+        needs(shape(theirs[0]) == shape(x[:, 0]), f"symptom F: `elbo` is {shape(theirs[0])}.")
+        needs(vae.training() == mode, "symptom F: `elbo` switches the mode of the model.")
         ours, theirs = torch.stack(ours), torch.stack(theirs)
         ours, theirs = (torch.cat([t, (t - ours.mean(0)) ** 2], 1) for t in (ours, theirs))
         scores = two_samples(ours, theirs)
         needs(
             (scores.abs() < LIMIT).all(),
-            "MendedVAE: symptom F: `elbo` is not, on average, what `reconstruction`, `kl` and draws of "
+            "symptom F: `elbo` is not, on average, what `reconstruction`, `kl` and draws of "
             "`sample_latent` lead to.",
         )
 
@@ -1306,21 +1288,22 @@ def mended_g(task: Task, student: Student, draw: Draw) -> None:
             ("it ends in a sigmoid, and the loss and `sample` apply another", right.sigmoid()),
             ("it ends in a ReLU", right.clamp_min(0)),
         ]
-        words = explain([got], [slips])
-        raise Wrong(f"MendedVAE: symptom G is there still: `decode` does not return the logits.{words}")
+        cause = explain([got], [slips])
+        raise Wrong("symptom G is there still: `decode` does not return the logits.", cause)
     vae = loaded(student, (6, 8, 3), {n: v for n, v in sick_state(draw, 6, 8, 3).items()}, f32)
     p = vae.call("sample", 4000, draw.seed())
     ours = vae.call("decode", draw(20_000, 3).to(f32)).sigmoid()
     good = shape(p) == shape(ours[:4000]) and ((p >= 0) & (p <= 1)).all()
     good = good and (two_samples(ours, p).abs() < LIMIT).all()
-    needs(good, "MendedVAE: symptom G: `sample` does not return the probabilities, one sigmoid of `decode`.")
+    needs(good, "symptom G: `sample` does not return the probabilities, one sigmoid of `decode`.")
 
 
-MENDED_VAE = of_class(
-    "MendedVAE",
-    "pitfalls#common-mistakes-from-the-symptom",
-    mended_properties,
-    {
+MENDED_VAE = Task(
+    name="MendedVAE",
+    read="pitfalls#common-mistakes-from-the-symptom",
+    properties=mended_properties,
+    forbidden=READY_MADE,
+    tests={
         "A": mended_a,
         "B": mended_b,
         "C": mended_c,

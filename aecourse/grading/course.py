@@ -335,7 +335,8 @@ def _failed(bundle: Bundle, error: Exception) -> Verdict:
         bundle.key(),
         status="crash",
         tests=[worker.Test(name, 0.0, tests.points()[name], words) for name in tests.tests],
-        remarks=[words, f"{type(error).__name__}: {error}"[:500]],
+        remarks=[words],
+        trouble=f"{type(error).__name__}: {error}"[:500],
         human=True,
     )
 

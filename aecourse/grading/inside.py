@@ -185,9 +185,9 @@ class _Refusing:
 
     def find_spec(self, name, path=None, target=None):
         if name.startswith("aecourse."):
-            from aecourse.checks.bans import REFUSED
+            from aecourse.checks.bans import REFUSED, Refused
 
-            raise ImportError(f"{name} {REFUSED}")
+            raise Refused(f"{name} {REFUSED}")
 
 
 # --------------------------------------------------------------------------- confinement of a child

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from aecourse.checks.core import book
+from aecourse.checks.core import FOLLOWS, UNWRITTEN, address
 from aecourse.grading.submission import Assignment, grade_id
 
 if TYPE_CHECKING:
@@ -76,35 +76,26 @@ def _kind(test: str) -> str:
 
 @dataclass(frozen=True)
 class Message:
-    """What a test says: the words, and the address in the book where to read again ("" if none)."""
+    """What a test says: the words, and where to read again: ``page#anchor`` of the book, or nothing."""
 
     words: str
-    address: str = ""
+    read: str = ""
+
+    @property
+    def address(self) -> str:
+        return address(self.read) if self.read else ""
 
     @property
     def place(self) -> str:
-        """The address in words: page and section."""
-        page, _, anchor = self.address.rpartition("/")[2].partition("#")
-        return ", ".join(filter(None, (page.removesuffix(".html"), anchor.replace("-", " "))))
-
-    @classmethod
-    def of(cls, text: str) -> "Message":
-        """Split off the link: an address in the book only, since errors of students are in the text too."""
-        found = re.search(rf" ?To read again: ({re.escape(book())}/[\w.#/-]+)", text)
-        if not found:
-            return cls(text)
-        return cls((text[: found.start()] + text[found.end() :]).strip(), found[1])
-
-
-# An error of the test itself, and no word of ours: it could quote what is compared.
-TROUBLE = re.compile(r"^(\w*(?:Error|Exception|Warning|Exit|Interrupt|Iteration))\b")
+        """Where to read again, in words: page and section."""
+        page, _, anchor = self.read.partition("#")
+        return ", ".join(filter(None, (page, anchor.replace("-", " "))))
 
 
 def _for_student(test: "Test", hidden: bool) -> Message:
-    trouble = TROUBLE.match(test.message)
-    if trouble and hidden:
-        return Message(f"The test stopped with a {trouble[1]}. Your instructor has been told.")
-    return Message.of(test.message)
+    if test.trouble and hidden:
+        return Message(f"The test stopped with a {test.trouble}. Your instructor has been told.")
+    return Message(test.message, test.read)
 
 
 # --------------------------------------------------------------------------- the student's page
@@ -153,7 +144,7 @@ def feedback_page(
         assignment=assignment.name,
         student=verdict.student,
         readable=verdict.status not in ("unreadable", "missing"),
-        remarks=[remark for remark in dict.fromkeys(verdict.remarks) if not TROUBLE.match(remark)],
+        remarks=list(dict.fromkeys(verdict.remarks)),
         sections=sections,
         points=sum(section.points or 0 for section in sections),
         out_of=sum(section.out_of for section in sections),
@@ -206,8 +197,8 @@ def _titles(assignment: Assignment) -> dict[str, str]:
     for cell in assignment.notebook.cells:
         if cell.cell_type == "markdown":
             public = re.split(r"(?m)^.*BEGIN (?:MARK SCHEME|HIDDEN TESTS|SOLUTION)", cell.source)[0]
-            found = re.findall(r"(?m)^#{1,6} +(.+?)(?: \(written.*\))? *$", public)
-            heading = found[0] if found else heading
+            headings = re.findall(r"(?m)^#{1,6} +(.+?)(?: \(written.*\))? *$", public)
+            heading = headings[0] if headings else heading
         if name := grade_id(cell):
             titles[name] = heading or name
     return titles
@@ -309,7 +300,7 @@ def _tasks(verdicts: list["Verdict"], assignment: Assignment) -> list[dict]:
     for verdict in verdicts:
         for test in verdict.tests:
             shares[test.name].append(test.points / test.out_of if test.out_of else 1.0)
-        unwritten.update({function_of(t.name) for t in verdict.tests if _is_unwritten(t)})
+        unwritten.update({function_of(t.name) for t in verdict.tests if t.reason == UNWRITTEN})
     points, groups = assignment.points(), defaultdict(list)
     for name in assignment.tests:
         if shares[name]:
@@ -317,7 +308,7 @@ def _tasks(verdicts: list["Verdict"], assignment: Assignment) -> list[dict]:
     rows = []
     for function, tests in groups.items():
         total = sum(out_of for _, out_of, _ in tests)
-        means = [(kind, out_of, statistics.fmean(found)) for kind, out_of, found in tests]
+        means = [(kind, out_of, statistics.fmean(each)) for kind, out_of, each in tests]
         mean = sum(out_of * share for _, out_of, share in means) / total if total else 1.0
         rows.append(
             {
@@ -334,58 +325,32 @@ def _tasks(verdicts: list["Verdict"], assignment: Assignment) -> list[dict]:
 # --------------------------------------------------------------------------- misconceptions
 
 ASKED_CLOSER = ("checks", "values", "gradients", "stability")  # each looks closer at the same formula
-FOLLOWS = re.compile(r"Repair (these|\w+) first|there is no gradient to check")
-NAMED = re.compile(r"These are the numbers that one gets when (.+?)\.(?:$| \(Its cell)", re.DOTALL)
-
-
-def _is_unwritten(test: "Test") -> bool:
-    return f"{function_of(test.name)} is still to be written." in test.message
-
-
-def _without_case(words: str, function: str) -> str:
-    """A message without function, case and type: "f (2 images (1, 8), float64): wrong." is "wrong."."""
-    rest = words.removeprefix(function).lstrip()
-    if rest.startswith("("):
-        depth = 0
-        for i, letter in enumerate(rest):
-            depth += (letter == "(") - (letter == ")")
-            if depth == 0:
-                rest = rest[i + 1 :]
-                break
-    rest = re.sub(r"\((?:\d+, ?)*\d*\)", "(…)", rest.lstrip(": "))  # shapes
-    if rest.startswith("raised "):
-        rest = re.sub(r"-?\d[\d.]*", "…", rest)
-    return rest.split(" (Its cell ended with")[0].strip()
 
 
 def _slips_of(verdict: "Verdict") -> dict[tuple[str, str], str]:
     """{(function, slip): where to read} of one submission, each slip once however many tests meet it.
 
-    A slip is a clause that a message names. Where the tests of the common kinds name none, the first message
-    stands for all of these, since the later tests meet the same slip again.
+    Where the tests of the common kinds name no slip, the first message stands for all of these, since the
+    later tests meet the same slip again.
     """
-    found: dict[tuple[str, str], str] = {}
+    slips: dict[tuple[str, str], str] = {}
     first: dict[str, tuple[str, str]] = {}
     named = set()
     for test in verdict.tests:
-        function, _, kind = test.name.rpartition("_")
-        function = function or test.name
-        if test.points >= test.out_of or _is_unwritten(test) or TROUBLE.match(test.message):
+        function, kind = function_of(test.name), test.name.rpartition("_")[2]
+        if test.points >= test.out_of or test.trouble or test.reason in (UNWRITTEN, FOLLOWS):
             continue
-        message = Message.of(test.message)
-        if clauses := NAMED.search(message.words):
-            found |= dict.fromkeys(((function, c.strip()) for c in clauses[1].split("; ")), message.address)
+        if test.slips:
+            slips |= {(function, slip): test.read for slip in test.slips}
             named |= {function} if kind in ASKED_CLOSER else set()
-        elif not FOLLOWS.search(message.words):
-            words = _without_case(message.words, function)
-            if kind in ASKED_CLOSER:
-                first.setdefault(function, (words, message.address))
-            else:
-                found[function, words] = message.address
-    for function, (words, address) in first.items():
+        elif kind in ASKED_CLOSER:
+            first.setdefault(function, (test.brief or test.message, test.read))
+        else:
+            slips[function, test.brief or test.message] = test.read
+    for function, (words, read) in first.items():
         if function not in named:
-            found[function, words] = address
-    return found
+            slips[function, words] = read
+    return slips
 
 
 def _slips(verdicts: list["Verdict"], most: int = 30) -> list[dict]:
@@ -393,9 +358,9 @@ def _slips(verdicts: list["Verdict"], most: int = 30) -> list[dict]:
     who, where = defaultdict(list), {}
     graded = [verdict for verdict in verdicts if verdict.status != "unreadable"]
     for verdict in graded:
-        for key, address in _slips_of(verdict).items():
+        for key, read in _slips_of(verdict).items():
             who[key].append(verdict.student)
-            where[key] = where.get(key) or address
+            where[key] = where.get(key) or read
     ordered = sorted(who, key=lambda key: (-len(who[key]), key))[:most]
     return [
         {
@@ -422,13 +387,8 @@ def _times(verdicts: list["Verdict"]) -> dict | None:
 
 def _reasons(verdict: "Verdict") -> list[str]:
     """Why somebody should look at a submission, in sentences."""
-    reasons = list(verdict.remarks)
-    reasons += [
-        f"The test {test.name} stopped: {Message.of(test.message).words}"
-        for test in verdict.tests
-        if TROUBLE.match(test.message)
-    ]
+    reasons = [*verdict.remarks, verdict.trouble] if verdict.trouble else list(verdict.remarks)
+    reasons += [f"The test {test.name} stopped: {test.message}" for test in verdict.tests if test.trouble]
     if not reasons and verdict.status != "graded":
-        messages = [test.message for test in verdict.tests if test.points < test.out_of]
-        reasons = [Message.of(messages[0]).words] if messages else []
+        reasons = [test.message for test in verdict.tests if test.points < test.out_of][:1]
     return list(dict.fromkeys(reasons)) or [f"The submission {STATUS.get(verdict.status, verdict.status)}."]

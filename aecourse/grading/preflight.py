@@ -77,12 +77,12 @@ def main(
 def _release(notebook: Path, name: str) -> Path:
     """The release beside the student's notebook; not the notebook itself, if they work in that file."""
     own = notebook.resolve()
-    found = [folder / "assignments" / name / f"{name}.ipynb" for folder in (Path.cwd(), *own.parents)]
-    found = [path for path in found if path.is_file()]
-    for path in found:
+    places = [folder / "assignments" / name / f"{name}.ipynb" for folder in (Path.cwd(), *own.parents)]
+    releases = [path for path in places if path.is_file()]
+    for path in releases:
         if path.resolve() != own:
             return path
-    if found:
+    if releases:
         raise ValueError(
             f"You have worked in {notebook} itself, so there is nothing to compare it with. Download the "
             f"assignment {name} once more, into another folder, and name that file with --release."
@@ -114,7 +114,7 @@ def check(
         yield Finding("problem", str(error))
         return
     notebook = submission.parsed(raw)
-    places, more = submission.repaired(notebook, release)
+    places, mended = submission.repaired(notebook, release)
     if not places:
         yield Finding("problem", f"{path.name} has no cell of the assignment {name}. Is it the right file?")
         return
@@ -123,7 +123,7 @@ def check(
         yield Finding("note", f"Hand it in under the name {name}.ipynb.")
     for words in remarks:
         yield Finding("note", f"{words} Save the notebook with Jupyter.")
-    yield from _cells(release, places, more, repair)
+    yield from _cells(release, places, mended, repair)
     if repair is not None:
         yield _repaired(submission.mended(raw, places, release), repair, name)
     yield from _unwritten(notebook, places, release)
@@ -131,17 +131,16 @@ def check(
     yield from _run(submission.mended(raw, places, release), seconds)
 
 
-def _cells(release: Assignment, places: dict[int, str], remarks: list[str], repair) -> Iterator[Finding]:
+def _cells(
+    release: Assignment, places: dict[int, str], remarks: list[submission.Remark], repair: Path | None
+) -> Iterator[Finding]:
     """Are all cells there?"""
     missing = [name for name in release.known if name not in places.values()]
     if not remarks and not missing:
         yield Finding("fine", f"All {len(release.known)} cells that count are there.")
         return
-    for words in remarks:
-        kind = "problem" if words.endswith("is missing.") else "note"
-        words = words.replace("were recognised and put back", "can be recognised and put back")
-        words = words.replace("It was put back", "It can be put back")
-        yield Finding(kind, words)
+    for remark in remarks:
+        yield Finding("problem" if remark.lost else "note", remark.offer)
     if questions := [name for name in missing if name in release.written]:
         yield Finding("note", f"The question {', '.join(questions)} is missing. It can be put back.")
     if gone := [name for name in missing if name in release.tasks]:
@@ -183,9 +182,9 @@ def _raises(cell) -> bool:
 
 def _imports(notebook) -> Iterator[Finding]:
     """Is something of the course's library used, which the grader does not have?"""
-    found = submission.imported(notebook)
     allowed = {"aecourse", "aecourse.checks"}
-    if used := sorted(name for name in found - allowed if name.startswith("aecourse.")):
+    imports = submission.imported(notebook) - allowed
+    if used := sorted(name for name in imports if name.startswith("aecourse.")):
         words = f"{', '.join(used)} is not there when your work is graded: of the course, only check is."
         yield Finding("problem", words)
 

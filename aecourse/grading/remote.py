@@ -11,6 +11,7 @@ import weakref
 import torch
 from torch import Tensor
 
+from aecourse.checks.bans import Refused
 from aecourse.checks.core import Wrong
 from aecourse.checks.modules import Held
 from aecourse.grading.sandbox import Gone, Session, StudentError
@@ -117,9 +118,10 @@ def _error(error: StudentError, who: str | int) -> Exception:
     """The student's error under its own name; a `Wrong` where what is returned cannot cross."""
     words = str(error)
     if error.kind == "Returned":
-        return Wrong(f"{who}: {words} is returned, not a tensor (or a tuple of tensors).")
+        return Wrong(f"{words} is returned, not a tensor (or a tuple of tensors).", function=str(who))
     name = error.kind if error.kind.isidentifier() else "Error"
-    kind = {"NotImplementedError": NotImplementedError}.get(name) or type(name, (Exception,), {})
+    known = {"NotImplementedError": NotImplementedError, "Refused": Refused}
+    kind = known.get(name) or type(name, (Exception,), {})
     return kind(words)
 
 

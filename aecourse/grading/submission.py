@@ -260,7 +260,17 @@ def _text(text: str) -> str:
 # --------------------------------------------------------------------------- cells
 
 
-def repaired(notebook: NotebookNode, assignment: Assignment) -> tuple[dict[int, str], list[str]]:
+@dataclass(frozen=True)
+class Remark:
+    """What `repaired` found: the words where it was mended, those before (``offer``), and whether something
+    is lost for good, which costs points."""
+
+    words: str
+    offer: str
+    lost: bool = False
+
+
+def repaired(notebook: NotebookNode, assignment: Assignment) -> tuple[dict[int, str], list[Remark]]:
     """Which cell stands for which of the assignment's: {position: grade id}, and remarks.
 
     By nbgrader's metadata; where that is lost, by the cell's own id, which Jupyter keeps; and where that is
@@ -284,16 +294,20 @@ def repaired(notebook: NotebookNode, assignment: Assignment) -> tuple[dict[int, 
                 mended.append(name)
     remarks = []
     if mended:
+        start = f"The grading metadata of {_listed(mended)} were lost. They"
         remarks.append(
-            f"The grading metadata of {_listed(mended)} were lost. They were recognised and put back."
+            Remark(f"{start} were recognised and put back.", f"{start} can be recognised and put back.")
         )
     counts = {name: list(places.values()).count(name) for name in known}
     if twice := [name for name, count in counts.items() if count > 1]:
-        remarks.append(f"There is more than one cell {_listed(twice)}. The last one counts.")
+        words = f"There is more than one cell {_listed(twice)}. The last one counts."
+        remarks.append(Remark(words, words))
     if missing := [name for name in assignment.tasks if not counts[name]]:
-        remarks.append(f"The cell of {_listed(missing)} is missing.")
+        words = f"The cell of {_listed(missing)} is missing."
+        remarks.append(Remark(words, words, lost=True))
     if missing := [name for name in assignment.tests if not counts[name]]:
-        remarks.append(f"The test cell {_listed(missing)} was deleted or renamed. It was put back.")
+        start = f"The test cell {_listed(missing)} was deleted or renamed. It"
+        remarks.append(Remark(f"{start} was put back.", f"{start} can be put back."))
     return places, remarks
 
 
@@ -405,8 +419,9 @@ def prepare(data: bytes, assignment: Assignment) -> Submission:
     notebook = parsed(raw)
     if len(raw["cells"]) > MOST_CELLS:
         remarks.append(f"There are {len(raw['cells'])} cells. Only the first {MOST_CELLS} were read.")
-    places, more = repaired(notebook, assignment)
-    submission = Submission(remarks=remarks + more, human=bool(remarks + more))
+    places, mended = repaired(notebook, assignment)
+    remarks += [remark.words for remark in mended]
+    submission = Submission(remarks=remarks, human=bool(remarks))
     last = {name: i for i, name in places.items()}  # the last of several
     tests = assignment.tests
     order, done = list(tests), set()

@@ -29,7 +29,7 @@ from aecourse.grading.remote import RemoteFunction
 from aecourse.grading.sandbox import Gone, Limits, Sandbox, SandboxError, Session, StudentError
 from aecourse.grading.submission import Assignment, Submission
 
-VERSION = 1  # of the verdicts: a change of how they come about grades everything anew
+VERSION = 2  # of the verdicts: a change of how they come about grades everything anew
 MOST_CHILDREN = 20  # of one submission
 
 
@@ -65,7 +65,16 @@ class Bundle:
 
 @dataclass
 class Test:
-    """What one test cell gave: the points, and what to tell the student when they are not all there."""
+    """What one test cell gave: the points, and what to tell the student when they are not all there.
+
+    Attributes:
+        message: the whole sentence, but for where to read again. Of a test of the instructor's own it is all
+            there is; the other attributes are those of `core.Wrong`.
+        slips: the mistakes that the message names, each under its own name.
+        trouble: the kind of the error that stopped the test itself; its words are no word of ours, and could
+            quote what is compared.
+        shown: what the cell printed.
+    """
 
     name: str
     points: float
@@ -73,11 +82,21 @@ class Test:
     message: str = ""
     shown: str = ""
     seconds: float = 0.0
+    function: str = ""
+    case: str = ""
+    slips: list[str] = field(default_factory=list)
+    brief: str = ""
+    reason: str = ""
+    read: str = ""
+    trouble: str = ""
 
 
 @dataclass
 class Verdict:
-    """The result of a submission, plain data. ``status``: graded, unreadable, missing, time, or crash."""
+    """The result of a submission, plain data. ``status``: graded, unreadable, missing, time, or crash.
+
+    ``trouble`` is the grader's own error, for the instructor alone.
+    """
 
     assignment: str
     student: str
@@ -90,6 +109,7 @@ class Verdict:
     sources: dict[str, str] = field(default_factory=dict)
     answers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    trouble: str = ""
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -286,7 +306,7 @@ class _Run:
             return True
         session.begin()
         shown, start = io.StringIO(), time.monotonic()
-        message, there = "", True
+        message, there, about = "", True, {}
         try:
             namespace = self._namespace(session, cell.source)
             with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
@@ -299,16 +319,18 @@ class _Run:
             if gone.reason == "time" or self.ends[function] > 1:
                 self.lost[function] = message
         except core.Wrong as wrong:
-            message = self._explained(str(wrong))
+            message, about = self._explained(wrong), parts_of(wrong)
         except AssertionError as error:  # a test of the instructor's own
             message = str(error)[:1000] or "This test failed."
         except NameError as error:
-            message = self._explained(f"{error.name} is not defined. Run its cell, and keep the name.")
+            wrong = core.undefined(str(error.name))
+            message, about = self._explained(wrong), parts_of(wrong)
             self.human |= error.name not in self.assignment.tasks
         except Exception as error:
-            message = f"{type(error).__name__}: {str(error)[:500]}"
+            message, about = f"{type(error).__name__}: {str(error)[:500]}", {"trouble": type(error).__name__}
             self.human = True
-        self._record(name, 0.0 if message else None, message, shown.getvalue(), time.monotonic() - start)
+        seconds = time.monotonic() - start
+        self._record(name, 0.0 if message else None, message, shown.getvalue(), seconds, **about)
         session.take_printed()
         return there
 
@@ -337,19 +359,21 @@ class _Run:
             )
         return f"{who} gave an answer that is none. Return tensors, numbers, or tuples of these."
 
-    def _explained(self, message: str) -> str:
-        """A missing function's message, with the error of the cells that may have defined it."""
-        if "is not defined. Run its cell" not in message:
-            return message
-        errors = [error for source, error in self.failed.items() if message.split()[0] in source]
-        return f"{message} (Its cell ended with: {errors[0]})" if errors else message
+    def _explained(self, wrong: core.Wrong) -> str:
+        """The message; where a function is missing, with the error of the cells that may have defined it."""
+        if wrong.reason != core.UNDEFINED:
+            return wrong.sentence
+        errors = [error for source, error in self.failed.items() if wrong.function in source]
+        return f"{wrong.sentence} (Its cell ended with: {errors[0]})" if errors else wrong.sentence
 
     def _record(
-        self, name: str, points: float | None, message: str, shown: str = "", seconds: float = 0.0
+        self, name: str, points: float | None, message: str, shown: str = "", seconds: float = 0.0, **about
     ) -> None:
+        """``about``: more attributes of the `Test`."""
         out_of = self.assignment.points()[name]
         got = out_of if points is None else points
-        self.tests.append(Test(name, got, out_of, _clean(message[:2000]), shown[:5000], round(seconds, 3)))
+        message = _clean(message[:2000])
+        self.tests.append(Test(name, got, out_of, message, shown[:5000], round(seconds, 3), **about))
 
     def notebook(self) -> nbformat.NotebookNode:
         """The notebook as it was graded: the student's cells and the tests, each with what it printed."""
@@ -360,7 +384,8 @@ class _Run:
         for i, (kind, what) in enumerate(self.handed_in.steps):
             if kind == "test":
                 test, cell = results[what], originals[what]
-                found.append(("code", cell.source, cell.metadata, test.shown, test.message))
+                message = core.with_link(test.message, test.read)
+                found.append(("code", cell.source, cell.metadata, test.shown, message))
             else:
                 metadata = originals[names[what]].metadata if what in names else {}
                 found.append(("code", what, metadata, self.outputs.get(i, ""), self.failed.get(what, "")))
@@ -376,6 +401,18 @@ class _Run:
                 words = {"ename": "Wrong", "evalue": error, "traceback": [error]}
                 cells[-1].outputs.append({"output_type": "error", **words})
         return submission.new_notebook(cells)
+
+
+def parts_of(wrong: core.Wrong) -> dict:
+    """What a `Test` keeps of a failed check beside its message."""
+    return {
+        "function": wrong.function,
+        "case": _clean(wrong.case),
+        "slips": [_clean(slip) for slip in wrong.cause.slips],
+        "brief": _clean(wrong.brief[:2000]),
+        "reason": wrong.reason,
+        "read": wrong.read,
+    }
 
 
 def _line(text: str, number: int) -> str:

@@ -19,6 +19,7 @@ class Version:
     is left out.
     says: words from the message of the first hidden cell that fails, which name the slip. Empty when the
     tests notice the slip but cannot name it.
+    filed: words from what the report of a class files it under; as a rule those above.
     """
 
     name: str
@@ -26,25 +27,26 @@ class Version:
     source: str
     loses: frozenset
     says: str
+    filed: str = ""
 
 
 def versions_of(starts: dict[str, str]) -> Callable[[str, str], list[Version]]:
     """A reader of versions: ``versions(function, text)``.
 
     starts: for each function the lines that all its versions begin with.
-    text: blocks of "# name | loses | says" (only the name for a right one) and a body, which
-    stands for itself when it holds a whole function or class.
+    text: blocks of "# name | loses | says | filed" (only the name for a right one; filed only where it is
+    not the same as says) and a body, which stands for itself when it holds a whole function or class.
     """
 
     def versions(function: str, text: str) -> list[Version]:
         found = []
         for block in text.strip().removeprefix("# ").split("\n# "):
             head, body = block.split("\n", 1)
-            name, loses, says = (part.strip() for part in (head + " | | ").split("|")[:3])
+            name, loses, says, filed = (part.strip() for part in (head + " | | | ").split("|")[:4])
             whole = re.search(r"(?m)^(def|class) ", body)
             source = body if whole else starts[function] + indent(body, "    ")
             kinds = frozenset(LOSES.get(loses, loses).split())
-            found.append(Version(name, function, source + "\n", kinds, says))
+            found.append(Version(name, function, source + "\n", kinds, says, filed or says))
         return found
 
     return versions

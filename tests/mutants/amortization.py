@@ -117,7 +117,7 @@ return solve(M, W.T @ xt.T).T
 return solve(M, W.T @ xt.T).T.squeeze(0), sigma2 * inv(M)
 # posterior_log_of_number | checks values | raised
 return solve(M, W.T @ xt.T).T, torch.exp(torch.log(sigma2)) * inv(M)
-# posterior_float32 | stability | not precise
+# posterior_float32 | stability | single precision
 m, cov = solve(M.float(), (W.T @ xt.T).float()).T, sigma2 * inv(M.float())
 return m.to(W.dtype), cov.to(W.dtype)
 # posterior_in_place | checks values | changed in place
@@ -129,10 +129,10 @@ return xt @ G.T, eye - G @ W
 # posterior_tiny_jitter | stability | not precise
 M = gram + (sigma2 + 1e-10) * eye
 return solve(M, W.T @ xt.T).T, sigma2 * inv(M)
-# posterior_jitter | stability | not precise
+# posterior_jitter | stability | a jitter is added
 M = M + 1e-6 * eye
 return solve(M, W.T @ xt.T).T, sigma2 * inv(M)
-# posterior_clamped_noise | stability | not precise
+# posterior_clamped_noise | stability | sigma2 is limited (clamped)
 M, s = gram + max(sigma2, 1e-8) * eye, max(sigma2, 1e-8)
 return solve(M, W.T @ xt.T).T, s * inv(M)
 # posterior_sampled | ALL | nothing random
@@ -229,21 +229,21 @@ return (-0.5 * (D * c + logdet + square)).exp()
 z = torch.randn(2000, 1, k, dtype=W.dtype)
 given = torch.distributions.Normal(b + z @ W.T, (sigma2 * eye[0, 0]).sqrt()).log_prob(x).sum(2)
 return given.logsumexp(0) - math.log(2000)
-# evidence_log_of_det | stability | determinant under- or overflows
+# evidence_log_of_det | stability | rounded to 0, or has overflowed
 return -0.5 * (D * c + torch.det(C).log() + square)
-# evidence_root_of_det | stability | determinant under- or overflows
+# evidence_root_of_det | stability | rounded to 0, or has overflowed
 density = torch.exp(-0.5 * square) / torch.sqrt((2 * math.pi) ** D * torch.det(C))
 return density.log()
-# evidence_jitter | stability | jitter
+# evidence_jitter | stability | an epsilon is added to sigma2
 C = C + 1e-6 * eye
 return torch.distributions.MultivariateNormal(b, C).log_prob(x)
-# evidence_clamped_noise | stability | not precise
+# evidence_clamped_noise | stability | sigma2 is limited (clamped)
 C = W @ W.T + max(sigma2, torch.tensor(1e-4, dtype=W.dtype)) * eye
 return torch.distributions.MultivariateNormal(b, C).log_prob(x)
 # evidence_eigenvectors | gradients stability | eigenvectors
 values, vectors = torch.linalg.eigh(C)
 return -0.5 * ((xt @ vectors).square() / values + values.log() + c).sum(1)
-# evidence_float32 | gradients stability | float64
+# evidence_float32 | gradients stability | float64 | single precision
 C = C.float()
 return torch.distributions.MultivariateNormal(b.float(), C).log_prob(x.float()).to(W.dtype)
 # evidence_detached_cov | gradients stability | no gradient reaches W
@@ -261,6 +261,11 @@ return -0.5 * (D * c + torch.logdet(M) + (D - k) * torch.log(sigma2) + square)
 from aecourse.linear import PPCA
 
 return PPCA(b, W, torch.as_tensor(sigma2)).log_likelihood(x)
+# evidence_product_of_eigenvalues | stability | rounded to 0, or has overflowed
+return -0.5 * (D * c + torch.linalg.eigvalsh(C).prod().log() + square)
+# evidence_noise_floor | stability | epsilon
+C = C + 1e-8 * eye
+return torch.distributions.MultivariateNormal(b, C).log_prob(x)
 """,
     ),
     *versions(

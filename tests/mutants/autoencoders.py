@@ -87,11 +87,11 @@ return codes.abs().amax(1).mean()
 return 0.5 * codes.abs().sum(1).mean()
 # l1_detached | gradients stability | no gradient reaches codes
 return codes.detach().abs().sum(1).mean()
-# l1_item | checks gradients stability | no gradient reaches codes
+# l1_item | checks gradients stability | no gradient reaches codes | not a Python number
 return codes.abs().sum(1).mean().item()
-# l1_root_of_square | stability | exactly 0, float32): the value is right, but its gradient
+# l1_root_of_square | stability | the value is right, but its gradient is missing or not finite.
 return codes.square().sqrt().sum(1).mean()
-# l1_smoothed | checks stability | no slope at 0
+# l1_smoothed | checks stability | an epsilon smooths the absolute value
 return (codes.square() + 1e-8).sqrt().sum(1).mean()
 # l1_norm_p1_no_dim | ALL | batch is summed
 return codes.norm(p=1)
@@ -159,12 +159,12 @@ return (price(p, m) + price(m, p)).sum()
 return price(p, codes.mean(0)).sum()
 # kl_clamp_rounds_to_1 | stability | the number 1 - 1e-8 is 1
 return price(p, codes.mean(0).clamp(1e-8, 1 - 1e-8)).sum()
-# kl_wide_clamp | stability | no further than to 1e-6
+# kl_wide_clamp | stability | a mean is limited (clamped)
 return price(p, codes.mean(0).clamp(1e-3, 1 - 1e-3)).sum()
-# kl_epsilon | stability | An epsilon added
+# kl_epsilon | stability | an epsilon is added to a divisor
 m = codes.mean(0)
 return (p * (p / (m + 1e-8)).log() + (1 - p) * ((1 - p) / (1 - m + 1e-8)).log()).sum()
-# kl_clamped_codes | gradients stability | graph is cut
+# kl_clamped_codes | gradients stability | graph is cut | codes is limited (clamped)
 return price(p, codes.clamp(1e-6, 1 - 1e-6).mean(0)).sum()
 # kl_nan_to_num | stability | clamp before the logarithm, not after
 return price(p, codes.mean(0)).nan_to_num(100, 100, 100).sum()
@@ -182,6 +182,8 @@ return price(p, 0.9 * p + 0.1 * m).sum()
 from torch.distributions import Bernoulli, kl_divergence
 
 return kl_divergence(Bernoulli(p), Bernoulli(m)).sum()
+# kl_half_wide_clamp | stability | limited (clamped)
+return price(p, m.clamp(5e-5, 1 - 5e-5)).sum()
 """,
     ),
     *versions(
@@ -193,7 +195,7 @@ return x + sigma**0.5 * randn(*x.shape)
 return x + sigma**2 * randn(*x.shape)
 # corrupt_normal_squared | values | sigma is squared
 return torch.normal(x, sigma**2, generator=generator)
-# corrupt_no_sigma | checks values | wrong
+# corrupt_no_sigma | checks values | wrong | without noise, x should come back
 return x + randn(*x.shape)
 # corrupt_half | values | sigma is halved
 return x + sigma / 2 * randn(*x.shape)
@@ -357,7 +359,7 @@ return (output - x).square().sum(1).mean()
 return torch.tensor((model(x + noise()) - x).square().sum(1).mean().item(), dtype=x.dtype)
 # loss_global | checks generator | global state
 return (model(x + sigma * torch.randn_like(x)) - x).square().sum(1).mean()
-# loss_fixed_seed | checks values generator | the same loss
+# loss_fixed_seed | checks values generator | the same loss | all is right for ordinary inputs
 return (model(corrupt(x, sigma, torch.Generator().manual_seed(0))) - x).square().sum(1).mean()
 # loss_in_place | checks values | changed in place
 noisy = x.add_(noise())
@@ -401,9 +403,9 @@ return slopes().square().mean()
 return slopes().square().sum(2).mean()
 # contractive_mean_inputs | values gradients | mean runs over the inputs
 return slopes().square().mean(2).sum(1).mean()
-# contractive_no_graph | checks gradients | no gradient reaches encoder
+# contractive_no_graph | checks gradients | no gradient reaches encoder | no gradient reaches the encoder
 return slopes(create_graph=False).square().sum((1, 2)).mean()
-# contractive_detached | checks gradients | no gradient reaches encoder
+# contractive_detached | checks gradients | no gradient reaches encoder | no gradient reaches the encoder
 return slopes().detach().square().sum((1, 2)).mean()
 # contractive_sum_of_units | values gradients | sum over the units
 leaf = x.clone().requires_grad_()
@@ -455,7 +457,7 @@ total = 0.0
 for shift in 1e-3 * torch.eye(x.shape[1], dtype=x.dtype):
     total = total + ((encoder(x + shift) - encoder(x)) / 1e-3).square().sum(1).mean()
 return total
-# contractive_full_jacobian_no_graph | checks gradients | no gradient reaches encoder
+# contractive_full_jacobian_no_graph | checks gradients | no gradient reaches
 return torch.autograd.functional.jacobian(encoder, x).square().sum() / len(x)
 # contractive_full_jacobian_sum | checks values gradients | batch is summed
 return torch.autograd.functional.jacobian(encoder, x, create_graph=True).square().sum()
@@ -569,7 +571,7 @@ return A, mean - A @ noisy.mean(0)
 # denoiser_jitter | stability | jitter
 A = S @ torch.linalg.inv(S + sigma**2 * eye + 1e-6 * eye)
 return A, mean - A @ mean
-# denoiser_moments | stability | subtract the mean before
+# denoiser_moments | stability | digits cancel: large, nearly equal numbers are subtracted
 A = fit(X.T @ X / len(X) - torch.outer(mean, mean), sigma**2)
 return A, mean - A @ mean
 # denoiser_float64 | values | Keep the type
@@ -581,6 +583,15 @@ return A, mean - A @ mean
 # denoiser_centres_in_place | checks values | changed in place
 X -= mean
 A = fit(S, sigma**2)
+return A, mean - A @ mean
+# denoiser_sigma_in_float32 | stability | single precision
+noise = torch.tensor(sigma).to(X.dtype) ** 2
+cov = (X - mean).T @ (X - mean) / len(X)
+A = torch.linalg.solve(cov + noise * eye, cov)
+return A, mean - A @ mean
+# denoiser_outer_products | stability | digits cancel
+cov = (X[:, :, None] * X[:, None]).mean(0) - mean[:, None] * mean
+A = torch.linalg.solve(cov + sigma**2 * eye, cov)
 return A, mean - A @ mean
 """,
     ),

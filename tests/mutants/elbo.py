@@ -101,13 +101,13 @@ return 0.5 * ((1 + mean**2) / logvar.exp() + logvar - 1).sum(1)
 return 0.5 * (logvar**2 + mean.exp() - mean - 1).sum(1)
 # kl_bits | SOME | bits
 return 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1) / math.log(2)
-# kl_epsilon | stability | no epsilon
+# kl_epsilon | stability | an epsilon is added before the log is taken
 var = logvar.exp()
 return 0.5 * (mean**2 + var - torch.log(var + 1e-8) - 1).sum(1)
 # kl_clamp | stability | clamp
 logvar = logvar.clamp(-10, 10)
 return 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1)
-# kl_float32 | gradients stability | float64
+# kl_float32 | gradients stability | float64 | a part of it is computed in single precision (float32)
 m, s = mean.float(), logvar.float()
 return (0.5 * (m**2 + s.exp() - s - 1).sum(1)).to(mean.dtype)
 # kl_float64 | values | Keep the type
@@ -128,7 +128,7 @@ return torch.tensor(rows, dtype=mean.dtype)
 # kl_numpy | gradients stability | .numpy()
 m, s = mean.detach().numpy(), logvar.detach().numpy()
 return torch.from_numpy(0.5 * (m**2 + __import__("numpy").exp(s) - s - 1).sum(1))
-# kl_list | ALL | a list is returned
+# kl_list | ALL | a list is returned | expected one number per example, a tensor of shape
 return [0.5 * (m**2 + s.exp() - s - 1).sum() for m, s in zip(mean, logvar)]
 # kl_inputs_clamped | stability | no log
 with torch.no_grad():
@@ -204,9 +204,9 @@ mahalanobis = torch.einsum("bi,bij,bj->b", mean, inverse, mean)
 return 0.5 * (inverse.diagonal(dim1=1, dim2=2).sum(1) + mahalanobis - k + logdet)
 # full_mean_not_squared | ALL | mean is not squared
 return 0.5 * (trace + mean.sum(1) - k - logdet)
-# full_log_det | stability | determinant under- or overflows
+# full_log_det | stability | rounded to 0, or has overflowed
 return 0.5 * (trace + square - k - torch.det(cov).log())
-# full_small_eigenvalues_clamped | stability | jitter
+# full_small_eigenvalues_clamped | stability | a clamp changes what the log is taken of
 values = torch.linalg.eigvalsh(cov).clamp(min=1e-6)
 return 0.5 * ((values - values.log() - 1).sum(-1) + square)
 # full_tiny_jitter | stability | jitter
@@ -226,6 +226,10 @@ from torch.distributions.kl import kl_divergence
 k = mean.shape[1]
 prior = MultivariateNormal(torch.zeros(k, dtype=mean.dtype), torch.eye(k, dtype=mean.dtype))
 return kl_divergence(MultivariateNormal(mean, cov), prior)
+# full_product_of_eigenvalues | stability | rounded to 0, or has overflowed
+return 0.5 * (trace + square - k - torch.linalg.eigvalsh(cov).prod(-1).log())
+# full_epsilon_in_log | stability | a jitter is added to the diagonal
+return 0.5 * (trace + square - k - (torch.linalg.eigvalsh(cov) + 1e-9).log().sum(-1))
 """,
     ),
     *versions(
@@ -275,18 +279,18 @@ return -((x - logits.sigmoid()) ** 2).flatten(1).sum(1)
 return torch.distributions.ContinuousBernoulli(logits=logits).log_prob(x).flatten(1).sum(1)
 # bernoulli_bits | SOME | bits
 return -bce(logits, x, reduction="none").flatten(1).sum(1) / math.log(2)
-# bernoulli_log_of_sigmoid | stability | stay with the logits
+# bernoulli_log_of_sigmoid | stability | a sigmoid has been rounded to 0 or 1 before its log is taken
 p = logits.sigmoid()
 return (x * p.log() + (1 - x) * (1 - p).log()).flatten(1).sum(1)
-# bernoulli_epsilon | stability | stay with the logits
+# bernoulli_epsilon | stability | an epsilon is added before the log is taken
 p = logits.sigmoid()
 return (x * (p + 1e-8).log() + (1 - x) * (1 - p + 1e-8).log()).flatten(1).sum(1)
-# bernoulli_bce_of_sigmoid | stability | stay with the logits
+# bernoulli_bce_of_sigmoid | stability | a sigmoid has been rounded to 0 or 1 before its log is taken
 loss = torch.nn.functional.binary_cross_entropy(logits.sigmoid(), x, reduction="none")
 return -loss.flatten(1).sum(1)
-# bernoulli_naive_softplus | stability | stay with the logits
+# bernoulli_naive_softplus | stability | an exponential leaves the range of numbers
 return (x * logits - torch.log(1 + logits.exp())).flatten(1).sum(1)
-# bernoulli_clamped_logits | stability | stay with the logits
+# bernoulli_clamped_logits | stability | logits is limited (clamped)
 return -bce(logits.clamp(-30, 30), x, reduction="none").flatten(1).sum(1)
 # bernoulli_where | stability | gradient is missing or not finite
 small, large = -torch.log1p(logits.exp()), -logits - torch.log1p((-logits).exp())
@@ -298,6 +302,8 @@ with torch.no_grad():
 return (x * logits - torch.nn.functional.softplus(logits).detach()).flatten(1).sum(1)
 # bernoulli_new_tensor | gradients stability | torch.tensor
 return torch.tensor([-bce(a, b, reduction="sum").item() for a, b in zip(logits, x)], dtype=x.dtype)
+# bernoulli_log1p_exp | stability | an exponential leaves the range
+return (x * logits - torch.log1p(logits.exp())).flatten(1).sum(1)
 """,
     ),
     *versions(
@@ -353,9 +359,9 @@ return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).sum(-1)
 return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).sum()
 # gaussian_channel_sum | ALL | Dimension out of range
 return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).sum((1, 2, 3))
-# gaussian_epsilon | stability | no epsilon
+# gaussian_epsilon | stability | an epsilon is added to a variance or another exponential
 return (-0.5 * (c + logvar + (x - mean) ** 2 / (var + 1e-6))).flatten(1).sum(1)
-# gaussian_rounded_constant | stability | last digits
+# gaussian_rounded_constant | stability | a constant is rounded
 return (-0.91894 - 0.5 * (logvar + (x - mean) ** 2 / var)).flatten(1).sum(1)
 # gaussian_log_of_density | stability | no log need be taken
 return torch.log(torch.exp(-((x - mean) ** 2) / (2 * var)) / torch.sqrt(2 * math.pi * var)).flatten(1).sum(1)
@@ -363,6 +369,11 @@ return torch.log(torch.exp(-((x - mean) ** 2) / (2 * var)) / torch.sqrt(2 * math
 return (-0.5 * (c + logvar + ((x - mean) ** 2).detach() / var)).flatten(1).sum(1)
 # gaussian_detached_log | gradients | graph is cut
 return (-0.5 * (c + logvar.detach() + (x - mean) ** 2 / var)).flatten(1).sum(1)
+# gaussian_constant_float32 | stability | in single precision
+c = torch.tensor(2 * math.pi).log().to(x.dtype)
+return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).flatten(1).sum(1)
+# gaussian_variance_floor | stability | clamp
+return (-0.5 * (c + logvar + (x - mean) ** 2 / var.clamp_min(1e-6))).flatten(1).sum(1)
 """,
     ),
     *versions(

@@ -95,18 +95,18 @@ return torch.log1p(log_w.exp().sum(dim)) - math.log(count)
 return (torch.logsumexp(log_w, dim) - math.log(count)) / math.log(2)
 # lme_sign | checks values gradients stability zeros | sign is flipped
 return math.log(count) - torch.logsumexp(log_w, dim)
-# lme_no_shift | stability | take the largest
+# lme_no_shift | stability | rounded to 0, or has overflowed
 return log_w.exp().mean(dim).log()
 # lme_epsilon | stability zeros | add no epsilon
 return torch.log(log_w.exp().mean(dim) + 1e-20)
 # lme_one_less | values stability zeros | off by the same
 return torch.logsumexp(log_w, dim) - math.log(max(count - 1, 1))
-# lme_clamp | stability zeros | take the largest
+# lme_clamp | stability zeros | log_w is limited (clamped)
 return log_w.clamp(-80, 80).exp().mean(dim).log()
 # lme_global_max | stability zeros | of each mean its own
 largest = log_w.max()
 return (log_w - largest).exp().mean(dim).log() + largest
-# lme_mean_shift | stability zeros | take the largest
+# lme_mean_shift | stability zeros | rounded to 0, or has overflowed
 shift = log_w.mean(dim, keepdim=True)
 return (log_w - shift).exp().mean(dim).log() + shift.squeeze(dim)
 # lme_nan_for_nothing | zeros | -inf - (-inf)
@@ -138,6 +138,11 @@ return log_w.logcumsumexp(dim).select(dim, -1) - math.log(count)
 from aecourse.bounds import log_mean_exp as ready
 
 return ready(log_w, dim)
+# lme_smallest_first | stability zeros | rounded to 0, or has overflowed
+low = log_w.min(dim, keepdim=True).values
+return ((log_w - low).exp().mean(dim)).log() + low.squeeze(dim)
+# lme_clamped_weights | stability zeros | limited (clamped)
+return log_w.clamp(min=-50).logsumexp(dim) - math.log(count)
 """,
     ),
     *versions(
@@ -223,10 +228,10 @@ return (bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std)).amax(0)
 z = mean + std * randn(*full)
 log_w = bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std)
 return (log_w.softmax(0) * log_w).sum(0)
-# ll_no_shift | stability | take the largest out
+# ll_no_shift | stability | rounded to 0, or has overflowed
 z = mean + std * randn(*full)
 return (bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std)).exp().mean(0).log()
-# ll_product_of_probabilities | stability | take the largest out
+# ll_product_of_probabilities | stability | rounded to 0, or has overflowed
 z = mean + std * randn(*full)
 p = decode(z).sigmoid()
 ratio = (normal(z, 0, one) - normal(z, mean, std)).exp()
@@ -241,7 +246,7 @@ z = mean + std * randn(*full)
 p = decode(z).sigmoid()
 ll = (x * (p + 1e-8).log() + (1 - x) * (1 - p + 1e-8).log()).sum(-1)
 return done(ll + normal(z, 0, one) - normal(z, mean, std))
-# ll_epsilon_in_std | stability | add no epsilon
+# ll_epsilon_in_std | stability | an epsilon is added to a variance or another exponential
 std = std + 1e-6
 z = mean + std * randn(*full)
 return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))

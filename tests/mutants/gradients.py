@@ -73,7 +73,7 @@ return mean + std * eps[:1].expand_as(eps)
 return mean + std * eps[..., :1].expand_as(eps)
 # sample_shared_std | SOME |
 return mean + std.mean(-1, keepdim=True) * eps
-# sample_absolute | ALL | special about these
+# sample_absolute | ALL | special about these | a larger logvar must spread z further
 return mean + torch.exp(0.5 * logvar.abs()) * eps
 # sample_own_noise | ALL | nothing random is needed
 return mean + std * torch.randn_like(eps)
@@ -98,13 +98,13 @@ with torch.no_grad():
     return mean + torch.exp(0.5 * logvar) * eps
 # sample_in_place | checks values | changed in place
 return eps.mul_(std).add_(mean)
-# sample_float32 | gradients stability | float64
+# sample_float32 | gradients stability | float64 | a part of it is computed in single precision (float32)
 return (mean.float() + std.float() * eps.float()).to(mean.dtype)
 # sample_float64 | values | Keep the type
 return mean.double() + std.double() * eps.double()
-# sample_root_of_variance | stability | halve the log-variance
+# sample_root_of_variance | stability | an exponential leaves the range of numbers
 return mean + torch.sqrt(torch.exp(logvar)) * eps
-# sample_epsilon | stability | no epsilon
+# sample_epsilon | stability | an epsilon is added to a variance or another exponential
 return mean + torch.sqrt(torch.exp(logvar) + 1e-6) * eps
 # sample_clamp | stability | clamp
 return mean + torch.exp(0.5 * logvar.clamp(-20, 20)) * eps
@@ -112,6 +112,10 @@ return mean + torch.exp(0.5 * logvar.clamp(-20, 20)) * eps
 from aecourse.vae import reparameterize as ready
 
 return ready(mean, logvar)
+# sample_floor | stability | clamp
+return mean + std.clamp_min(1e-4) * eps
+# sample_power_of_variance | stability | an exponential leaves the range
+return mean + logvar.exp() ** 0.5 * eps
 """,
     ),
     *versions(
@@ -208,7 +212,7 @@ return tuple(g.clamp(-1, 1) for g in grad(f(m + torch.exp(s / 2) * eps).mean(), 
 # path_into_the_inputs | checks values parameters stability | a NoneType
 f(m + torch.exp(s / 2) * eps).mean().backward()
 return mean.grad, logvar.grad
-# path_lists | checks values parameters stability | a list is returned
+# path_lists | checks values parameters stability | a list is returned | expected two tensors of shape
 return [g.tolist() for g in grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s))]
 # path_sign | values parameters stability | sign is flipped
 return grad(-f(m + torch.exp(s / 2) * eps).mean(), (m, s))
@@ -261,11 +265,11 @@ m, s, h = mean.detach().double(), logvar.detach().double(), 1e-4 * torch.eye(len
 first = [(average(m + step, s) - average(m - step, s)) / 2e-4 for step in h]
 second = [(average(m, s + step) - average(m, s - step)) / 2e-4 for step in h]
 return torch.stack(first).to(mean.dtype), torch.stack(second).to(mean.dtype)
-# path_float32 | stability | in the type of the inputs
+# path_float32 | stability | a part of it is computed in single precision (float32)
 m, s = (t.detach().float().requires_grad_() for t in (mean, logvar))
 found = grad(f.to(torch.float32)(m + torch.exp(s / 2) * eps.float()).mean(), (m, s))
 return tuple(g.to(mean.dtype) for g in found)
-# path_root_of_variance | stability | halve logvar before
+# path_root_of_variance | stability | an exponential leaves the range of numbers
 return grad(f(m + torch.sqrt(torch.exp(s)) * eps).mean(), (m, s))
 # path_epsilon | stability | halve logvar before
 return grad(f(m + (torch.exp(s / 2) + 1e-6) * eps).mean(), (m, s))
@@ -273,6 +277,8 @@ return grad(f(m + (torch.exp(s / 2) + 1e-6) * eps).mean(), (m, s))
 from aecourse.gradients import pathwise_gradient as ready
 
 return ready(f, mean, logvar, eps)
+# path_noise_in_float32 | stability | single precision
+return grad(f(m + torch.exp(s / 2) * eps.float().to(eps.dtype)).mean(), (m, s))
 """,
     ),
     *versions(
@@ -449,17 +455,17 @@ m, s = mean.clone(), logvar.clone()
 m, s = (t if t.requires_grad else t.requires_grad_() for t in (m, s))
 (a * Normal(m, torch.exp(s / 2)).log_prob(z)).sum(1).mean().backward()
 return m.grad, s.grad
-# score_epsilon | stability | no epsilon
+# score_epsilon | stability | an epsilon is added to a variance or another exponential
 var = torch.exp(logvar) + 1e-8
 return (a * (z - mean) / var).mean(0), (a * 0.5 * ((z - mean) ** 2 / var - 1)).mean(0)
 # score_clamp | stability | clamp
 low = logvar.clamp(-20, 20)
 e = (z - mean) / torch.exp(low / 2)
 return (a * e / torch.exp(low / 2)).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_square_of_square | stability | before squaring
+# score_square_of_square | stability | an exponential leaves the range of numbers
 var = torch.exp(logvar)
 return (a * e / std).mean(0), (a * 0.5 * ((z - mean) ** 2 * var / var**2 - 1)).mean(0)
-# score_float32 | stability | divide by the standard deviation
+# score_float32 | stability | a part of it is computed in single precision (float32)
 e, std, a = e.float(), std.float(), a.float()
 found = (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
 return tuple(g.to(mean.dtype) for g in found)
@@ -467,6 +473,9 @@ return tuple(g.to(mean.dtype) for g in found)
 from aecourse.gradients import score_function_gradient as ready
 
 return ready(f, mean, logvar, z, baseline)
+# score_binomial | stability | digits cancel
+square = (z**2 - 2 * z * mean.detach() + mean.detach() ** 2) / std**2
+return (a * e / std).mean(0), (a * (square - 1) / 2).mean(0)
 """,
     ),
     *versions(

@@ -80,7 +80,7 @@ return mean, Vh.T[:k], S[:k] ** 2 / n
 # pca_transposed | checks values ties stability | columns here; they should be rows
 e, V = eigh(A.T @ A / n)
 return mean, V.flip(1)[:, :k], e.flip(0)[:k]
-# pca_left_vectors | checks values ties stability | is returned
+# pca_left_vectors | checks values ties stability | is returned | and got a tuple of 3: a tensor of shape
 U, S, Vh = svd(A, full_matrices=False)
 return mean, U[:, :k].T, S[:k] ** 2 / n
 # pca_singular_values | values ties stability | singular values of the data are returned
@@ -165,17 +165,17 @@ return mean, V.real[:, :k].T, e.real[:k]
 e, U = eigh(A @ A.T / n)
 e, U = e.flip(0)[:k], U.flip(1)[:, :k]
 return mean, U.T @ A / (n * e).sqrt().unsqueeze(1), e
-# pca_one_pass | stability | before anything is squared
+# pca_one_pass | stability | digits cancel: large, nearly equal numbers are subtracted
 e, V = eigh(X.T @ X / n - torch.outer(mean, mean))
 return mean, V.flip(1)[:, :k].T, e.flip(0)[:k]
-# pca_one_pass_float64 | stability | before anything is squared
+# pca_one_pass_float64 | stability | digits cancel: large, nearly equal numbers are subtracted
 Y, m = X.double(), X.double().mean(0)
 e, V = eigh(Y.T @ Y / n - torch.outer(m, m))
 return mean, V.flip(1)[:, :k].T.to(X.dtype), e.flip(0)[:k].to(X.dtype)
-# pca_jitter | stability | squared
+# pca_jitter | stability | a jitter is added to the diagonal of a matrix
 e, V = eigh(A.T @ A / n + 1e-6 * torch.eye(d, dtype=X.dtype))
 return mean, V.flip(1)[:, :k].T, e.flip(0)[:k]
-# pca_float32 | stability | squared
+# pca_float32 | stability | a part of it is computed in single precision (float32)
 B = A.float()
 e, V = eigh(B.T @ B / n)
 return mean, V.flip(1)[:, :k].T.to(X.dtype), e.flip(0)[:k].to(X.dtype)
@@ -214,6 +214,13 @@ for i in range(k):
     found.append(v)
 V = torch.stack(found)
 return mean, V, (V @ S * V).sum(1)
+# pca_mean_in_float32 | stability | single precision
+mean = X.float().mean(0).to(X.dtype)
+e, V = eigh((X - mean).T @ (X - mean) / n)
+return mean, V.flip(1)[:, :k].T, e.flip(0)[:k]
+# pca_differences_of_products | stability | digits cancel
+e, V = eigh(torch.einsum("ni,nj->ij", X, X) / n - torch.outer(mean, mean))
+return mean, V.flip(1)[:, :k].T, e.flip(0)[:k]
 """,
     ),
     *versions(
@@ -266,9 +273,9 @@ return X + 0 * mean + 0 * C.sum()
 return (mean + (X - mean) @ C.T @ C).squeeze()
 # rebuild_only_one | ALL |
 return mean + C.T @ (C @ (X[0] - mean))
-# rebuild_uncentred_code | stability | before the projection
+# rebuild_uncentred_code | stability | digits cancel: large, nearly equal numbers are subtracted
 return X @ C.T @ C + (mean - mean @ C.T @ C)
-# rebuild_float32 | gradients stability | float64
+# rebuild_float32 | gradients stability | float64 | a part of it is computed in single precision (float32)
 A = (X - mean).float()
 return mean + (A @ C.T.float() @ C.float()).to(X.dtype)
 # rebuild_float64 | values | Keep the type
@@ -355,19 +362,19 @@ return projected, error
 return total.squeeze(), projected.squeeze(), error.squeeze()
 # split_numbers | checks values stability |
 return total.tolist(), projected.tolist(), error.tolist()
-# split_expanded | stability | square then
+# split_expanded | stability | digits cancel: large, nearly equal numbers are subtracted
 total = X.square().sum(1) - 2 * X @ mean + mean @ mean
 projected = X_hat.square().sum(1) - 2 * X_hat @ mean + mean @ mean
 return total, projected, error
-# split_expanded_error | stability | square then
+# split_expanded_error | stability | digits cancel: large, nearly equal numbers are subtracted
 return total, projected, X.square().sum(1) + X_hat.square().sum(1) - 2 * (X * X_hat).sum(1)
-# split_cdist | stability | square then
+# split_cdist | stability | digits cancel: large, nearly equal numbers are subtracted
 centre = mean.unsqueeze(0)
 fast = torch.cdist(X, centre, compute_mode="use_mm_for_euclid_dist")
 return fast.square().squeeze(1), projected, error
 # split_float64 | values | Keep the type
 return total.double(), projected.double(), error.double()
-# split_float32 | stability | square then
+# split_float32 | stability | a part of it is computed in single precision (float32)
 return tuple(t.float().to(X.dtype) for t in (total, projected, error))
 # split_in_place | checks values | changed in place
 X -= mean
@@ -375,6 +382,9 @@ X_hat -= mean
 return X.square().sum(1), X_hat.square().sum(1), (X - X_hat).square().sum(1)
 # split_cosine | checks values stability |
 return total, ((X - mean) * (X_hat - mean)).sum(1), error
+# split_binomial | stability | digits cancel
+total = X.square().sum(1) - 2 * X @ mean + mean @ mean
+return total, projected, error
 """,
     ),
     *versions(
@@ -486,11 +496,11 @@ return (X - (X @ W1.T).detach() @ W2.T).square().sum(1).mean() + penalty
 return (error.float() + penalty.float()).to(X.dtype)
 # loss_float64 | values | Keep the type
 return error.double() + penalty.double()
-# loss_expanded | stability | square then
+# loss_expanded | stability | digits cancel: large, nearly equal numbers are subtracted
 A = X @ W1.T
 inner = X.square().sum() - 2 * (X @ W2 * A).sum() + (A @ W2.T).square().sum()
 return inner / len(X) + penalty
-# loss_through_covariance | stability | square then
+# loss_through_covariance | stability | digits cancel: large, nearly equal numbers are subtracted
 R = torch.eye(X.shape[1], dtype=X.dtype) - W2 @ W1
 return torch.trace(R @ (X.T @ X / len(X)) @ R.T) + penalty
 # loss_in_place | checks values gradients | in place

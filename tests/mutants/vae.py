@@ -155,16 +155,16 @@ return self.mean(h), self.logvar(h)
 # encoder_leaky | values gradients | another activation
 h = F.leaky_relu(self.hidden(x))
 return self.mean(h), self.logvar(h)
-# encoder_joined | checks values gradients | forward returns a tensor of shape
+# encoder_joined | checks values gradients | forward returns a tensor of shape | got a tensor of shape
 return torch.cat([m, s], dim=1)
-# encoder_dropout | checks values gradients | two calls differ
+# encoder_dropout | checks values gradients | two calls differ | depends on the other rows
 h = F.dropout(h, 0.2)
 return self.mean(h), self.logvar(h)
 # encoder_detached | gradients | gradient for logvar.bias is not
 return m, s.detach()
 # encoder_detached_hidden | gradients | gradient for hidden.bias is not
 return m, self.logvar(h.detach())
-# encoder_in_place | checks values gradients | changed in place
+# encoder_in_place | checks values gradients | changed in place | depends on the other rows
 x -= 0.5
 h = torch.relu(self.hidden(x))
 return self.mean(h), self.logvar(h)
@@ -328,7 +328,7 @@ class VAE(VAE):
     def forward(self, x, generator):
         mean, logvar = self.encoder(x)
         return self.decoder(self.sample_latent(mean, logvar, generator)), logvar, mean
-# vae_forward_logits_only | checks values | forward returns a tensor of shape
+# vae_forward_logits_only | checks values | forward returns a tensor of shape | got a tensor of shape
 class VAE(VAE):
     def forward(self, x, generator):
         return self.decoder(self.sample_latent(*self.encoder(x), generator))

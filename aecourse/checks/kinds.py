@@ -1,0 +1,237 @@
+"""The tests that any task of their kind may use: values, gradients, stability; and statistics for others."""
+
+import math
+from dataclasses import replace
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from aecourse.checks.core import (
+    FOLLOWS,
+    UNKNOWN,
+    Case,
+    Cause,
+    Draw,
+    Task,
+    Wrong,
+    dtype_name,
+    f32,
+    f64,
+    finite,
+    prepared,
+    remembered,
+    same,
+    same_shape,
+    shape,
+    tensors,
+)
+from aecourse.checks.modules import weighted_sum
+from aecourse.checks.naming import ELSEWHERE, call, diagnose
+from aecourse.checks.precision import Look, lost_digits, right_answer
+from aecourse.checks.student import Student, copies
+
+STEP = 1e-6  # of a finite difference
+
+
+def values(task: Task, student: Student, draw: Draw) -> None:
+    """Is the formula right? All cases in float64 and float32; shape and type; inputs unchanged."""
+
+    def looks_of() -> list[tuple]:
+        looks = list(product(task.cases(draw), (f64, f32)))
+        return [(case, dtype, right_answer(task, case, dtype)) for case, dtype in looks]
+
+    looks = remembered(looks_of, task, draw, "values")
+    given = [task.build(*prepared(case.arguments, dtype)) for case, dtype, _ in looks]
+    before = [copies(arguments) for arguments in given]
+    results = student.each([call(a, case, dtype) for a, (case, dtype, _) in zip(given, looks)])
+    for (case, dtype, want), arguments, then, got in zip(looks, given, before, results):
+        where = f"{case.label}, {dtype_name(dtype)}"
+        student.refuse_changes(arguments, then, where)
+        if not same_shape(got, want):
+            raise _wrong(
+                f"{shape(got)} is returned, not {shape(want)}.", diagnose(task, student, draw), where
+            )
+        if not same(task.canonical(got), want, rtol=1e-4, atol=1e-4):
+            nan = "" if finite(got) else " Not all numbers are finite."
+            raise _wrong(f"wrong.{nan}", diagnose(task, student, draw), where)
+        for part in tensors(got):
+            if part.dtype != dtype and part.is_floating_point():
+                words = f"the result is {dtype_name(part.dtype)}. Keep the type of the inputs."
+                raise Wrong(words, case=where)
+
+
+def _wrong(words: str, cause: Cause, where: str) -> Wrong:
+    """A report files by its inputs what is wrong for these alone."""
+    return Wrong(
+        words, cause, case=where, brief=f"{where}: {words}{cause.words}" if cause == ELSEWHERE else ""
+    )
+
+
+def _leaves(task: Task, case: Case, dtype: torch.dtype) -> tuple:
+    """Copies of a case's arguments, of which those to differentiate require gradients."""
+    arguments = prepared(case.arguments, dtype)
+    for position in task.differentiate:
+        arguments[position].requires_grad_()
+    return arguments
+
+
+def _slopes(task: Task, results: list, leaves: list[tuple]) -> list[list[Tensor | None]]:
+    """Gradients of the `weighted_sum` of each result with respect to its own leaves, in one pass."""
+    parts = [[part for part in tensors(result) if part.requires_grad] for result in results]
+    count = len(task.differentiate)
+    wanted = [own[position] for _, own in zip(results, leaves) for position in task.differentiate]
+    if not any(parts) or not wanted:
+        return [[None] * count for _ in results]
+    try:
+        slopes = torch.autograd.grad([weighted_sum(p) for p in parts if p], wanted, allow_unused=True)
+    except Exception as error:  # a tensor of the graph was changed in place, for example
+        words = f"the backward pass fails: {str(error).split(': [')[0][:200]}."
+        raise Wrong(words, brief="the backward pass fails.") from None
+    return [list(slopes[i : i + count]) for i in range(0, len(slopes), count)]
+
+
+def _right_slopes(task: Task, looks: list[tuple[Case, torch.dtype]]) -> list[tuple]:
+    """For each look the right answer and its gradients in float64, at the numbers of the look's type."""
+    leaves = [_leaves(task, case, f64) for case, _ in looks]
+    with torch.no_grad():  # the very numbers that the student gets
+        for own, (_, dtype) in zip(leaves, looks):
+            for position in task.differentiate:
+                own[position].copy_(own[position].to(dtype))
+    answers = [task.reference(*task.build(*own), **case.keywords) for own, (case, _) in zip(leaves, looks)]
+    slopes = _slopes(task, answers, leaves)
+    return [
+        (copies(answer) if isinstance(answer, tuple) else answer.detach(), right)
+        for answer, right in zip(answers, slopes)
+    ]
+
+
+def gradients(task: Task, student: Student, draw: Draw) -> None:
+    """Against the reference's gradients in both types, then against finite differences."""
+
+    def looks_of() -> tuple:
+        cases = list(task.cases(draw))
+        looks = list(product(cases, (f64, f32)))
+        directions = [draw(*cases[0].arguments[position].shape) for position in task.differentiate]
+        return looks, _right_slopes(task, looks), [direction / direction.norm() for direction in directions]
+
+    looks, right, directions = remembered(looks_of, task, draw, "gradients")
+    names = task.reference.__code__.co_varnames
+    leaves = [_leaves(task, case, dtype) for case, dtype in looks]
+    calls = [call(task.build(*own), case, dtype) for own, (case, dtype) in zip(leaves, looks)]
+    first = looks[0][0]
+    for position, direction in zip(task.differentiate, directions):
+        for sign in (1, -1):
+            moved = prepared(first.arguments, f64)
+            moved[position].add_(sign * STEP * direction)
+            calls.append(call(task.build(*moved), first, f64))
+    results = student.each(calls)
+    answers = []
+    for (case, dtype), own, (want, _), got in zip(looks, leaves, right, results):
+        where = f"{case.label}, {dtype_name(dtype)}"
+        if not same_shape(got, want):
+            words = f"without {shape(want)} there is no gradient to check."
+            raise Wrong(words, case=where, reason=FOLLOWS)
+        if any(own[position].grad is not None for position in task.differentiate):
+            raise Wrong(
+                ".backward() is called inside, and leaves its slopes in the .grad of the parameters, where "
+                "the optimiser takes them for the loss's. Use torch.autograd.grad.",
+                case=where,
+            )
+        answers.append(got)
+    slopes = _slopes(task, answers, leaves)
+    for (case, dtype), got, own_slopes, (want, right_slopes) in zip(looks, answers, slopes, right):
+        for position, slope, right_slope in zip(task.differentiate, own_slopes, right_slopes):
+            if right_slope is None:
+                continue
+            if same(torch.zeros_like(right_slope) if slope is None else slope, right_slope, 1e-3, 1e-3):
+                continue
+            where, name = f"{case.label}, {dtype_name(dtype)}", names[position]
+            if not same(task.canonical(got), task.canonical(want), 1e-3, 1e-3):
+                words = f"the gradient for {name} is wrong, and so are the values. Repair these first."
+                raise Wrong(words, case=where, reason=FOLLOWS)
+            raise Wrong(_about_slope(name, slope, right_slope), case=where)
+    for slope, direction in zip(slopes[0], directions):
+        ahead, behind = (float(weighted_sum(tensors(next(results)))) for _ in range(2))
+        along = 0.0 if slope is None else float((slope * direction).sum())
+        # the last digits of float64, divided by the step
+        close = 1e-5 + 1e-3 * abs(along) + 1e-7 * abs(ahead)
+        if not abs((ahead - behind) / (2 * STEP) - along) <= close:
+            raise Wrong("finite differences do not agree with the gradient. Is float64 kept all the way?")
+
+
+def _about_slope(name: str, slope: Tensor | None, right: Tensor) -> str:
+    """What is wrong with a gradient when the values are right."""
+    if slope is None:
+        return (
+            f"no gradient reaches {name}. The graph is cut, for example by .detach(), .item(), .numpy(), "
+            "torch.tensor(...) or torch.no_grad(), or by a derivative that is taken without "
+            "create_graph=True."
+        )
+    if right.isfinite().all() and not slope.isfinite().all():
+        return (
+            f"the values are right, but the gradient for {name} is not finite. A root or a norm has no slope "
+            "at 0, and squaring it afterwards does not bring it back; nor have the eigenvectors of equal "
+            "eigenvalues (eigh, svd)."
+        )
+    return (
+        f"the values are right, but the gradient for {name} is not: a part of the graph is cut, for example "
+        "by .detach(), .item(), .data, torch.no_grad() or a clamp of the inputs."
+    )
+
+
+def stability(task: Task, student: Student, draw: Draw) -> None:
+    """Ordinary inputs to the last digits, then extreme ones, with finite gradients."""
+
+    def looks_of() -> list[Look]:
+        ordinary = [
+            (replace(case, label=f"{case.label}, to the last digits"), f64, 1e-9) for case in task.cases(draw)
+        ]
+        looks = []
+        for number, (case, dtype, rtol, *atol) in enumerate([*ordinary, *task.extremes(draw)]):
+            # From 20 on, torch's softplus is linear: 2e-9 off, and no mistake of the student's.
+            close = (rtol, *(atol or [10 * rtol]))
+            want = right_answer(task, case, dtype)
+            looks.append(Look(case, dtype, *close, want, number < len(ordinary)))
+        return looks
+
+    looks = remembered(looks_of, task, draw, "stability")
+    leaves = [_leaves(task, look.case, look.dtype) for look in looks]
+    calls = [call(task.build(*own), look.case, look.dtype) for own, look in zip(leaves, looks)]
+    results, trouble = [], None
+    for look, got in zip(looks, student.each(calls)):
+        if not same(task.canonical(got), look.want, look.rtol, look.atol):
+            trouble = imprecise(task, _where(look), lost_digits(task, student, look, got))
+            break
+        results.append(got)
+    for look, slopes in zip(looks, _slopes(task, results, leaves)):
+        if any(slope is None or not slope.isfinite().all() for slope in slopes):
+            words = "the value is right, but its gradient is missing or not finite."
+            raise Wrong(words, case=_where(look))
+    if trouble is not None:
+        raise trouble
+
+
+def _where(look: Look) -> str:
+    return f"{look.case.label}, {dtype_name(look.dtype)}"
+
+
+def imprecise(task: Task, where: str, cause: Cause = UNKNOWN) -> Wrong:
+    """The message when digits are lost: what leads to it, where that is known, and the task's hint."""
+    return Wrong(
+        f"not precise.{cause.words} If ordinary values are right: {task.hint}.",
+        Cause("", cause.slips),
+        case=where,
+    )
+
+
+# --------------------------------------------------------------------------- random results
+
+# A right answer is refused when a standard normal number is beyond this: once in 500 million times.
+LIMIT = 6.0
+
+
+def z_score(results: Tensor, expected: float) -> float:
+    """How many standard errors the mean of independent results (n,) lies from what it should be."""
+    error = results.std() / math.sqrt(len(results))
+    return float((results.mean() - expected) / error.clamp_min(1e-12 * max(1.0, abs(expected))))
