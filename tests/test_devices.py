@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from test_players import VAEGAN, Adversarial
+from support.players import VAEGAN, Adversarial
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -879,7 +879,7 @@ def test_a_compiled_loss_gives_the_same_numbers(images, tmp_path):
     script = """
 import torch, torch._inductor.config
 from aecourse import LinearAutoencoder, fit
-from test_players import Grouped
+from support.players import Grouped
 torch._inductor.config.fallback_random = True  # the same noise as without the compiler
 torch.manual_seed(0)
 x = torch.randn(50, 6)
@@ -928,7 +928,7 @@ torch.manual_seed(seed)
 if kind == "linear":
     model, images = LinearAutoencoder(16, 3), images.flatten(1)
 elif kind == "players":
-    from test_players import Grouped
+    from support.players import Grouped
     images = images.flatten(1)[:, :6]
     def players(seed):
         model = Grouped(seed)
