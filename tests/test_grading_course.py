@@ -187,7 +187,7 @@ def test_a_killed_run_loses_nothing_and_grades_nothing_twice(tmp_path, whom):
         page = (course / "feedback" / student / "elbo" / "elbo.html").read_text()
         assert page.rstrip().endswith("</html>")
     assert subprocess.run(
-        ["pgrep", "-f", "aecourse.grading import inside"], capture_output=True
+        ["pgrep", "-f", "aecourse.grading import server"], capture_output=True
     ).returncode in (0, 1)
 
 

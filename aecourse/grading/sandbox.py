@@ -22,12 +22,15 @@ from pathlib import Path
 
 import aecourse
 from aecourse.grading import wire
-from aecourse.grading.inside import LIMITS, READY
+from aecourse.grading.server import LIMITS, READY
 
 HERE = "/inside"  # where the sandbox shows the files below, and the socket of this side
 
 # What student code finds of the course. `check` does nothing there: it runs outside.
-FILES = ("checks/parts.py", "checks/bans.py", "checks/modules.py", "grading/inside.py", "grading/wire.py")
+FILES = (
+    *("checks/parts.py", "checks/bans.py", "checks/modules.py"),
+    *("grading/server.py", "grading/confine.py", "grading/calls.py", "grading/wire.py"),
+)
 STUB = "def check(name, function):\n    pass\n"
 SETTINGS = {
     "PATH": "/usr/bin:/bin",
@@ -42,8 +45,8 @@ SETTINGS = {
 PROGRAM = """
 import sys
 sys.path[:] = filter(None, sys.path)
-from aecourse.grading import inside
-inside.main(*sys.argv[1:])
+from aecourse.grading import server
+server.main(*sys.argv[1:])
 """
 NOBODY = "65534"
 
@@ -177,7 +180,12 @@ class Sandbox:
         program += ["/tmp", "/dev/shm"]
         if tool == "bubblewrap":
             path = {"PATH": os.environ.get("PATH", "")}
-            return [*self._bubblewrap(settings, scratch), sys.executable, *program], path
+            python = Path(sys.executable)  # of an environment behind a link the place itself is shown
+            return [
+                *self._bubblewrap(settings, scratch),
+                str(python.parent.resolve() / python.name),
+                *program,
+            ], path
         return [*self._container(tool, settings, scratch), image, *program], dict(os.environ)
 
     def _container(self, tool: str, settings: dict[str, str], scratch: int) -> list[str]:
