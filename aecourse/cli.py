@@ -182,6 +182,16 @@ def grade(options: argparse.Namespace) -> int:
     """``aecourse grade``; 0 when every submission was graded, 2 when some need a person."""
     if sys.platform == "win32":
         raise RuntimeError("Grading needs Linux for its sandbox; on Windows, use it in WSL.")
+    from aecourse.grading.sandbox import early
+
+    kind = "unsafe" if options.unsafe else options.sandbox
+    known = (options.course / ".aecourse" / options.assignment).exists()  # all may have been graded before
+    count = 0 if known or options.scheduler else options.workers or os.cpu_count() or 1
+    with early(kind, count) as sandboxes:  # they start while nbgrader and torch are imported here
+        return _grade(options, kind, sandboxes)
+
+
+def _grade(options: argparse.Namespace, kind: str, sandboxes: tuple) -> int:
     try:
         from aecourse.grading import course as grading
     except ImportError as error:
@@ -199,7 +209,8 @@ def grade(options: argparse.Namespace) -> int:
         scheduler=options.scheduler,
         students=tuple(options.students),
         force=options.force,
-        sandbox="unsafe" if options.unsafe else options.sandbox,
+        sandbox=kind,
+        sandboxes=sandboxes,
         limits=limits,
         progress=not options.quiet,
     )

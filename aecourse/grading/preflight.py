@@ -77,12 +77,12 @@ def main(
 def _release(notebook: Path, name: str) -> Path:
     """The release beside the student's notebook; not the notebook itself, if they work in that file."""
     own = notebook.resolve()
-    found = [folder / "assignments" / name / f"{name}.ipynb" for folder in (Path.cwd(), *own.parents)]
-    found = [path for path in found if path.is_file()]
-    for path in found:
+    places = [folder / "assignments" / name / f"{name}.ipynb" for folder in (Path.cwd(), *own.parents)]
+    releases = [path for path in places if path.is_file()]
+    for path in releases:
         if path.resolve() != own:
             return path
-    if found:
+    if releases:
         raise ValueError(
             f"You have worked in {notebook} itself, so there is nothing to compare it with. Download the "
             f"assignment {name} once more, into another folder, and name that file with --release."
@@ -183,9 +183,8 @@ def _raises(cell) -> bool:
 
 def _imports(notebook) -> Iterator[Finding]:
     """Is something of the course's library used, which the grader does not have?"""
-    found = submission.imported(notebook)
-    allowed = {"aecourse", "aecourse.checks"}
-    if used := sorted(name for name in found - allowed if name.startswith("aecourse.")):
+    refused = submission.imported(notebook) - {"aecourse", "aecourse.checks"}
+    if used := sorted(name for name in refused if name.startswith("aecourse.")):
         words = f"{', '.join(used)} is not there when your work is graded: of the course, only check is."
         yield Finding("problem", words)
 

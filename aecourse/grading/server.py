@@ -20,23 +20,28 @@ import sys
 from pathlib import Path
 
 LIMITS = struct.Struct("<QQQQ")  # memory, CPU seconds, characters of output, bytes of a file
-READY = b"ready"
+END, READY = b"\n", b"ready"
 MOST_THREADS = 500
 FEW = 5  # submissions, after which it pays to make forks quicker
 
 
-def main(imports: str, *scratch: str) -> None:
+def main(*scratch: str) -> None:
     """Fork a child for each socket that arrives, until the trusted side closes the control socket.
 
-    imports: names of modules, with commas between them. scratch: folders to empty after each child; it
-    works in the first.
+    scratch: folders to empty after each child; it works in the first.
     """
-    shell = warm_up([name for name in imports.split(",") if name])
+    shell = warm_up()
     from aecourse.grading.calls import serve
     from aecourse.grading.confine import LINUX, confine
 
     control = socket.socket(socket.AF_UNIX)
     control.connect(str(Path(__file__).parents[2] / "control"))
+    words = b""  # the first: names of modules, with commas between them
+    while not words.endswith(END):
+        if not (part := control.recv(2**16)):
+            return
+        words += part
+    settle(words.removesuffix(END).decode().split(","))
     if LINUX:
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: no process in here may trace this one
     os.chdir(scratch[0])
@@ -148,7 +153,7 @@ def empty(folder: str) -> None:
                 done = True
 
 
-def warm_up(imports: list[str]):
+def warm_up():
     """Import and make what every submission needs, so that its child need not; the IPython shell."""
     import torch
     from IPython.core.history import HistoryManager
@@ -161,17 +166,23 @@ def warm_up(imports: list[str]):
     with torch.no_grad():  # a backward pass would start a thread
         torch.distributions.Normal(0.0, 1.0).log_prob(torch.randn(2, 2) @ torch.ones(2, 2))
     torch.testing.assert_close(torch.ones(1), torch.ones(1))  # what it imports, a gradient does, too
-    for name in ("torch.nested._internal.nested_tensor", *imports):  # the first: for the first gradient
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("torch.nested._internal.nested_tensor")  # for the first gradient
     HistoryManager.enabled = False  # a database and a thread
     shell = InteractiveShell.instance()
     shell.showtraceback = shell.showsyntaxerror = lambda *arguments, **keywords: None
     shell.run_cell("pass", store_history=False)
+    return shell
+
+
+def settle(imports: list[str]) -> None:
+    """Import these modules, and leave all that is there to all children."""
+    for name in filter(None, imports):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     gc.disable()
     gc.collect()
     gc.freeze()  # a child that looked through all this for garbage would copy it
-    return shell
 
 
 class _Refusing:
