@@ -19,7 +19,7 @@ from aecourse.grading.sandbox import Limits
 
 NAME = "elbo"
 FUNCTIONS = tuple(solution_cells(SOURCE[NAME]))
-LIMITS = Limits(seconds=60, request_seconds=2, memory=2**30)  # of everybody: attacks use them up
+LIMITS = Limits(seconds=60, request_seconds=4, memory=2**30)  # of everybody: attacks use them up
 # The model solution calls two of the student's other functions; who has one of these wrong writes it out.
 CALLED = {"gaussian_kl", "bernoulli_log_likelihood"}
 WRITTEN_OUT = """\
