@@ -8,26 +8,21 @@ Modules are imported when they are first used, so that ``import aecourse`` costs
 
 from importlib import import_module
 
+from aecourse.models import MODELS
+
 __version__ = "0.1.0"
 
 _MODULES = (
-    "autoencoders bounds contracts data disentanglement evaluate gradients inference likelihoods linear "
-    "mixtures nets plots reference train vae"
+    "autoencoders bounds contracts data disentanglement evaluate gradients inference iwae likelihoods linear "
+    "mixtures nets plots reference train vae zoo"
 ).split()
-_NAMES = {
-    "Autoencoder": "autoencoders",
-    "ContractiveAutoencoder": "autoencoders",
-    "DenoisingAutoencoder": "autoencoders",
-    "SparseAutoencoder": "autoencoders",
+_NAMES = MODELS | {
     "Loss": "bounds",
-    "LinearAutoencoder": "linear",
-    "LinearVAE": "linear",
     "fit_ppca": "linear",
     "pca": "linear",
     "History": "train",
     "fit": "train",
     "mean_loss": "train",
-    "VAE": "vae",
 }
 
 __all__ = [*_MODULES, *_NAMES]

@@ -13,19 +13,9 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 from aecourse.bounds import Loss
-from aecourse.contracts import check_finite, check_shapes, check_unit_interval
+from aecourse.contracts import check_batch, check_finite, check_shapes, check_unit_interval
 from aecourse.likelihoods import bernoulli_log_likelihood
-from aecourse.nets import (
-    NETWORK_OPTIONS,
-    Conv1dDecoder,
-    Conv1dEncoder,
-    ConvDecoder,
-    ConvEncoder,
-    MLPDecoder,
-    MLPEncoder,
-    ResidualDecoder,
-    ResidualEncoder,
-)
+from aecourse.nets import build, split_options
 
 FUNCTIONS = {"linear": lambda values: values, "relu": torch.relu, "sigmoid": torch.sigmoid}
 OUTPUTS = ("sigmoid", "linear")
@@ -213,60 +203,34 @@ class Autoencoder(nn.Module):
             options: those of the networks (``activation``, ``batch_norm``, ``dropout``, given to both) and
                 those of the class.
         """
-        return cls._mirrored(MLPEncoder, MLPDecoder, image_shape, code_dim, [hidden], options)
+        return cls.build("mlp", image_shape, code_dim, hidden=hidden, **options)
 
     @classmethod
-    def conv(
-        cls,
-        image_shape: Sequence[int],
-        code_dim: int,
-        channels: Sequence[int] = (32, 64),
-        hidden: Sequence[int] = (),
-        **options,
-    ) -> "Autoencoder":
+    def conv(cls, image_shape, code_dim, channels=(32, 64), hidden=(), **options) -> "Autoencoder":
         """Convolutions, see :class:`aecourse.nets.ConvEncoder`, and the same backwards; options as in mlp."""
-        return cls._mirrored(ConvEncoder, ConvDecoder, image_shape, code_dim, [channels, hidden], options)
+        return cls.build("conv", image_shape, code_dim, channels=channels, hidden=hidden, **options)
 
     @classmethod
-    def conv1d(
-        cls,
-        image_shape: Sequence[int],
-        code_dim: int,
-        channels: Sequence[int] = (32, 64),
-        hidden: Sequence[int] = (),
-        **options,
-    ) -> "Autoencoder":
+    def conv1d(cls, image_shape, code_dim, channels=(32, 64), hidden=(), **options) -> "Autoencoder":
         """The same for time series, ``image_shape = (channels, length)``; options as in mlp."""
-        return cls._mirrored(Conv1dEncoder, Conv1dDecoder, image_shape, code_dim, [channels, hidden], options)
+        return cls.build("conv1d", image_shape, code_dim, channels=channels, hidden=hidden, **options)
 
     @classmethod
-    def residual(
-        cls,
-        image_shape: Sequence[int],
-        code_dim: int,
-        channels: Sequence[int] = (32, 64),
-        hidden: Sequence[int] = (),
-        **options,
-    ) -> "Autoencoder":
+    def residual(cls, image_shape, code_dim, channels=(32, 64), hidden=(), **options) -> "Autoencoder":
         """Residual stages, see :class:`aecourse.nets.ResidualEncoder`; options ``blocks``, ``activation``,
         ``batch_norm`` and those of the class."""
-        widths = [channels, hidden]
-        return cls._mirrored(ResidualEncoder, ResidualDecoder, image_shape, code_dim, widths, options)
+        return cls.build("residual", image_shape, code_dim, channels=channels, hidden=hidden, **options)
 
     @classmethod
-    def _mirrored(cls, encoder, decoder, image_shape, code_dim, widths, options) -> "Autoencoder":
-        settings = {name: options.pop(name) for name in NETWORK_OPTIONS if name in options}
-        return cls(
-            encoder(image_shape, code_dim, *widths, gaussian=False, **settings),
-            decoder(code_dim, image_shape, *(width[::-1] for width in widths), **settings),
-            image_shape=image_shape,
-            code_dim=code_dim,
-            **options,
-        )
+    def build(cls, kind: str, image_shape: Sequence[int], code_dim: int, **options) -> "Autoencoder":
+        """Over networks of :func:`aecourse.nets.build`; options are theirs and those of the class."""
+        networks, options = split_options(options)
+        encoder, decoder = build(kind, image_shape, code_dim, gaussian=False, **networks)
+        return cls(encoder, decoder, image_shape=image_shape, code_dim=code_dim, **options)
 
     def encode(self, x: Tensor) -> Tensor:
         """``(batch, *image_shape)`` to codes, ``(batch, code_dim)``."""
-        self._check_images("x", x)
+        check_batch("x", x, self.image_shape)
         codes = self.encoder(x)
         self._check_codes("the encoder's code", codes)
         return FUNCTIONS[self.code](codes.to(x.dtype))  # it may have computed in half precision
@@ -311,27 +275,15 @@ class Autoencoder(nn.Module):
             TypeError, ValueError: wrong shape, NaN or infinity, values outside [0, 1] under a sigmoid
                 output, which could never reach them.
         """
-        self._check_images("images", images)
+        check_batch("images", images, self.image_shape)
         check_finite("images", images)
         if self.output == "sigmoid":
             check_unit_interval("images", images)
 
-    def _check_images(self, name: str, x: Tensor) -> None:
-        check_shapes((name, x, "batch ..."))
-        if tuple(x.shape[1:]) != self.image_shape:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)} but this model needs (batch, "
-                f"{', '.join(map(str, self.image_shape))})."
-            )
-
     def _check_codes(self, name: str, codes: Tensor) -> None:
         if isinstance(codes, tuple):
             raise TypeError(f"{name} is a tuple but needs one tensor: make the encoder with gaussian=False.")
-        check_shapes((name, codes, "batch code_dim"))
-        if codes.shape[1] != self.code_dim:
-            raise ValueError(
-                f"{name} has shape {tuple(codes.shape)} but this model needs (batch, {self.code_dim})."
-            )
+        check_batch(name, codes, (self.code_dim,))
 
 
 class SparseAutoencoder(Autoencoder):

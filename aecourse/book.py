@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from aecourse.extras import needs
+
 
 def glue(name: str, value: Any) -> None:
     """Hand a number (or a word) to the text of the page, which shows it with ``{glue:text}``.
@@ -22,6 +24,7 @@ def glue(name: str, value: Any) -> None:
 
 def source(thing: Any):
     """Show the source of a function or class of the library as it is installed."""
-    from IPython.display import Code
+    with needs("book", "To show source, a notebook needs IPython"):
+        from IPython.display import Code
 
     return Code(textwrap.dedent(inspect.getsource(thing)), language="python")

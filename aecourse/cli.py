@@ -1,17 +1,17 @@
 """The ``aecourse`` command."""
 
 import argparse
+import inspect
 import json
 import os
 import platform
+import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-PACKAGES = (
-    "torch torchvision numpy matplotlib scikit-learn scikit-image ipywidgets anywidget safetensors "
-    "jupyter-book nbgrader"
-).split()
+from aecourse.extras import needs
+from aecourse.models import MODELS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,14 +61,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-# What each model of ``aecourse train`` takes besides the options that all of them have.
-MODELS = {
-    "autoencoder": {"output", "error"},
-    "sparse": {"output", "error", "penalty", "weight", "rho", "k"},
-    "denoising": {"output", "error", "sigma"},
-    "contractive": {"output", "error", "weight"},
-    "vae": {"likelihood", "variance", "beta", "free_bits", "samples", "bound", "gradient"},
+# The models of ``aecourse train``: "sparse" is the SparseAutoencoder. Linear ones have their closed forms.
+TRAINABLE = {
+    (name.removesuffix("Autoencoder").removesuffix("VAE") or name).lower(): name
+    for name, module in MODELS.items()
+    if module != "linear"
 }
+# Options that only some models have: those that the class itself takes.
+NUMBERS = ("beta", "free-bits", "weight", "rho", "sigma")
+COUNTS = ("samples", "k", "levels")
+NAMES = ("likelihood", "bound", "gradient", "output", "error", "penalty")
+OF_MODELS = {name.replace("-", "_") for name in (*NUMBERS, *COUNTS, *NAMES, "variance")}
 NETWORKS = {"mlp": {"hidden"}, "conv": {"channels", "hidden"}, "residual": {"channels", "hidden"}}
 
 
@@ -82,7 +85,7 @@ def _add_train(commands) -> None:
         "--nproc-per-node 2 -m aecourse.cli train ...",
         argument_default=argparse.SUPPRESS,
     )
-    command.add_argument("model", choices=MODELS)
+    command.add_argument("model", choices=TRAINABLE)
     command.add_argument("--folder", type=Path, required=True, help="for checkpoint.pt and history.json")
     command.add_argument("--data", default=None, help="digits, faces, mnist, ... (default: as the chapters)")
     command.add_argument("--network", choices=NETWORKS, default="mlp")
@@ -108,17 +111,14 @@ def _add_train(commands) -> None:
         "--binarize", action="store_true", default=False, help="draw binary images anew each time"
     )
     loop.add_argument(
-        "--warmup", type=int, default=0, metavar="STEPS", help="of the weight of the KL, vae only"
+        "--warmup", type=int, default=0, metavar="STEPS", help="of the weight of the KL, where there is one"
     )
     loop.add_argument("--quiet", action="store_true", default=False, help="no progress bar")
 
     model = command.add_argument_group("model", "see the class for meanings and defaults")
-    for name in ("beta", "free-bits", "weight", "rho", "sigma"):
-        model.add_argument(f"--{name}", type=float)
-    for name in ("samples", "k"):
-        model.add_argument(f"--{name}", type=int)
-    for name in ("likelihood", "bound", "gradient", "output", "error", "penalty"):
-        model.add_argument(f"--{name}")
+    for names, kind in ((NUMBERS, float), (COUNTS, int), (NAMES, str)):
+        for name in names:
+            model.add_argument(f"--{name}", type=kind)
     model.add_argument("--variance", type=_number_or_name, help="a number, learned, per_pixel or optimal")
 
 
@@ -185,17 +185,15 @@ def grade(options: argparse.Namespace) -> int:
     from aecourse.grading.sandbox import early
 
     kind = "unsafe" if options.unsafe else options.sandbox
-    known = (options.course / ".aecourse" / options.assignment).exists()  # all may have been graded before
-    count = 0 if known or options.scheduler else options.workers or os.cpu_count() or 1
+    begun = (options.course / ".aecourse" / options.assignment).exists()  # then little may be left to grade
+    count = 0 if begun or options.scheduler else options.workers or os.cpu_count() or 1
     with early(kind, count) as sandboxes:  # they start while nbgrader and torch are imported here
         return _grade(options, kind, sandboxes)
 
 
 def _grade(options: argparse.Namespace, kind: str, sandboxes: tuple) -> int:
-    try:
+    with needs("grading", "Grading needs nbgrader and what goes with it"):
         from aecourse.grading import course as grading
-    except ImportError as error:
-        raise ImportError(f'{error}. Grading needs more packages: pip install "aecourse[grading]"') from None
     from aecourse.grading.sandbox import Limits
 
     asked = {
@@ -225,10 +223,8 @@ def _grade(options: argparse.Namespace, kind: str, sandboxes: tuple) -> int:
 
 def check_submission(options: argparse.Namespace) -> int:
     """``aecourse check-submission``; 0 when nothing stands in the way of grading, else 1."""
-    try:
+    with needs("check", "check-submission needs nbformat, nbclient and ipykernel"):
         from aecourse.grading import preflight
-    except ImportError as error:
-        raise ImportError(f"{error}. For this command: pip install nbformat nbclient ipykernel") from None
     return preflight.main(**{name: value for name, value in vars(options).items() if name != "command"})
 
 
@@ -241,20 +237,17 @@ def train(options: argparse.Namespace) -> dict:
     """
     import torch
 
-    from aecourse import autoencoders, data, fit
+    import aecourse
+    from aecourse import data, fit
     from aecourse.bounds import linear_annealing
-    from aecourse.vae import VAE
 
-    classes = {
-        "autoencoder": autoencoders.Autoencoder,
-        "sparse": autoencoders.SparseAutoencoder,
-        "denoising": autoencoders.DenoisingAutoencoder,
-        "contractive": autoencoders.ContractiveAutoencoder,
-        "vae": VAE,
-    }
+    model_class = getattr(aecourse, TRAINABLE[options.model])
     given = vars(options)
-    allowed = MODELS[options.model] | NETWORKS[options.network]
-    known = set().union(*MODELS.values(), *NETWORKS.values())
+    parameters = {
+        name for base in model_class.__mro__[:-2] for name in inspect.signature(base.__init__).parameters
+    }
+    allowed = (parameters & OF_MODELS) | NETWORKS[options.network]
+    known = OF_MODELS.union(*NETWORKS.values())
     if extra := sorted((known - allowed) & given.keys()):
         raise ValueError(
             f"--{extra[0].replace('_', '-')} is no option of {options.model} with --network "
@@ -262,7 +255,7 @@ def train(options: argparse.Namespace) -> dict:
         )
     beta = None
     if options.warmup:
-        if options.model != "vae":
+        if "beta" not in allowed:
             raise ValueError(f"--warmup is no option of {options.model}: it has no KL to weigh.")
         final = given.get("beta", 1.0)
 
@@ -270,13 +263,17 @@ def train(options: argparse.Namespace) -> dict:
             return final * linear_annealing(step, 0, options.warmup)
 
     images = data.load(options.data)
-    torch.manual_seed(options.seed)
-    build = getattr(classes[options.model], options.network)
     settings = {name: given[name] for name in sorted(allowed & given.keys())}
-    model = build(images.image_shape, options.code_dim, **settings)
+    labels = {}
+    if "classes" in parameters:  # a model of images given their labels
+        settings["classes"] = int(images.train_labels.max()) + 1
+        labels = {"labels": images.train_labels, "test_labels": images.test_labels}
+    torch.manual_seed(options.seed)
+    model = model_class.build(options.network, images.image_shape, options.code_dim, **settings)
     history = fit(
         model,
         images.train,
+        **labels,
         epochs=options.epochs,
         batch_size=options.batch_size,
         lr=options.lr,
@@ -314,6 +311,20 @@ def _number_or_name(text: str) -> float | str:
         return text
 
 
+def _packages() -> dict[str, str]:
+    """The packages that this one declares, and the extra that each is in, "" for the core's. Without those of
+    developers."""
+    try:
+        declared = requires("aecourse") or []
+    except PackageNotFoundError:  # a checkout on the path, not installed
+        declared = ["torch", "numpy", "tqdm"]
+    packages = {}
+    for requirement in declared:
+        extra = re.search(r"""extra == ['"]([\w-]+)""", requirement)
+        packages.setdefault(re.match(r"[\w.-]+", requirement)[0], extra[1] if extra else "")
+    return {name: extra for name, extra in packages.items() if extra != "dev"}
+
+
 def info() -> str:
     """What a maintainer needs to know of this installation: versions, device, data."""
     import torch
@@ -326,11 +337,12 @@ def info() -> str:
         ("aecourse", aecourse.__version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
     ]
-    for name in PACKAGES:
+    for name, extra in _packages().items():
         try:
             rows.append((name, version(name)))
         except PackageNotFoundError:
-            rows.append((name, "not installed"))
+            cure = f': pip install "aecourse[{extra}]"' if extra else ""
+            rows.append((name, f"not installed{cure}"))
     device = pick_device()
     rows.append(("device", torch.cuda.get_device_name() if device.type == "cuda" else str(device)))
     rows.append(("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors"))

@@ -10,7 +10,9 @@ lets it enforce the same line, so that a mistake is reported where it was made::
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -72,6 +74,53 @@ def _refuse(name, shape, pattern, sizes, trailing, first) -> None:
     because = "" if needs == needed else f" = {needed}"
     because += "" if needs == needed or name == first else f", the sizes that {first} has"
     raise ValueError(f"{name} has shape {shape} but needs {needs}{because}.")
+
+
+def check_batch(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Raise unless ``tensor`` is a batch of floats of this shape: ``(batch, *shape)``.
+
+    Raises:
+        TypeError, ValueError: from :func:`check_shapes`, or another shape; the message says which.
+    """
+    check_shapes((name, tensor, "batch ..."))
+    if tuple(tensor.shape[1:]) != tuple(shape):
+        needed = ", ".join(map(str, shape))
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)} but this model needs (batch, {needed}).")
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raise unless ``value`` is a whole number, and at least ``least``.
+
+    Raises:
+        TypeError: something else than a whole number, ``True`` included.
+        ValueError: less than ``least``.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r} but must be a whole number.")
+    if value < least:
+        raise ValueError(f"{name} is {value} but must be at least {least}.")
+
+
+def check_labels(name: str, labels: Tensor, shape: Sequence[int], classes: int | None = None) -> None:
+    """Raise unless ``labels`` is an int64 tensor of this shape, ``(N,)`` or ``(N, factors)``.
+
+    With ``classes`` every label must lie between 0 and ``classes - 1``, which costs a pass over the data.
+
+    Raises:
+        TypeError: something else than a tensor of int64.
+        ValueError: another shape, or a label out of range.
+    """
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"{name} must be a torch.Tensor of torch.int64, not {kind}.")
+    if tuple(labels.shape) != tuple(shape):
+        raise ValueError(
+            f"{name} has shape {tuple(labels.shape)} but needs {tuple(shape)}, one for each example."
+        )
+    if classes is not None and labels.numel() > 0:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise ValueError(f"{name} go from {low} to {high} but need 0 to {classes - 1}.")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

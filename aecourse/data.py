@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from aecourse import downloads
 from aecourse.contracts import check_shapes
 from aecourse.downloads import DOWNLOADED
+from aecourse.extras import needs
 from aecourse.mixtures import GaussianMixture, gaussian_mixture
 from aecourse.sprites import Sprites, draw_sprites, sprites
 
@@ -299,20 +300,16 @@ def fetch(name: str, root: Path | None = None) -> Path:
 
 
 def _digits() -> Dataset:
-    try:
+    with needs("book", "digits ship inside scikit-learn"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("digits ship inside scikit-learn: pip install scikit-learn.") from error
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
     return _split("digits", "from scikit-learn", images, torch.from_numpy(bunch.target))
 
 
 def _faces() -> Dataset:
-    try:
+    with needs("book", "faces ship inside scikit-image"):
         from skimage.data import lfw_subset
-    except ImportError as error:
-        raise ImportError("faces ship inside scikit-image: pip install scikit-image.") from error
     # The first hundred are faces; the second hundred are background and are left out.
     images = torch.from_numpy(lfw_subset()[:100]).float().unsqueeze(1)
     return _split("faces", "from scikit-image", images, torch.zeros(100, dtype=torch.int64))

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aecourse.contracts import check_finite, check_shapes
-from aecourse.evaluate import check_labels
+from aecourse.contracts import check_count, check_finite, check_labels, check_shapes
+from aecourse.extras import needs
 
 
 def beta_vae_score(
@@ -47,10 +47,8 @@ def beta_vae_score(
 
     Source: Higgins et al. (2017), algorithm 1.
     """
-    try:
+    with needs("book", "beta_vae_score needs scikit-learn"):
         from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError("beta_vae_score needs scikit-learn: pip install scikit-learn.") from error
     z, y = _check_codes(codes, factors, votes=votes, batch_size=batch_size)
     random = np.random.default_rng(seed)
     chosen = _every_factor_in_turn(y.shape[1], votes)
@@ -186,10 +184,8 @@ def dci(codes: Tensor, factors: Tensor, *, trees: int = 20, seed: int = 0) -> DC
 
     Source: Eastwood & Williams (2018), section 2, with accuracy for their regression error.
     """
-    try:
+    with needs("book", "dci needs scikit-learn"):
         from sklearn.ensemble import RandomForestClassifier
-    except ImportError as error:
-        raise ImportError("dci needs scikit-learn: pip install scikit-learn.") from error
     z, y = _check_codes(codes, factors, trees=trees)
     if z.shape[1] < 2 or y.shape[1] < 2:
         raise ValueError(
@@ -259,11 +255,7 @@ def _check_codes(codes: Tensor, factors: Tensor, **counts: int) -> tuple[np.ndar
         raise ValueError(f"factors has shape {tuple(factors.shape)} but needs (N, f) = ({len(codes)}, f).")
     check_labels("factors", factors, (len(codes), factors.shape[1] if isinstance(factors, Tensor) else 1))
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r} but must be a whole number.")
-        least = {"votes": 30, "bins": 2, "batch_size": 2}.get(name, 1)
-        if value < least:
-            raise ValueError(f"{name} is {value} but must be at least {least}.")
+        check_count(name, value, least={"votes": 30, "bins": 2, "batch_size": 2}.get(name, 1))
     if codes.numel() == 0 or factors.numel() == 0:
         raise ValueError(
             f"codes has shape {tuple(codes.shape)} and factors {tuple(factors.shape)}: nothing in them."

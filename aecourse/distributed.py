@@ -104,3 +104,8 @@ class _SharedNoise(TorchFunctionMode):
         whole = function((*sizes[:dim], team.whole, *sizes[dim + 1 :]), **kwargs, generator=team.generator)
         start = team.rank if team.count else 0
         return whole.index_select(dim, torch.arange(start, team.whole, team.size, device=whole.device)[:rows])
+
+
+def standard_normal(shape, like: Tensor, batch_dim: int | None = 0) -> Tensor:
+    """N(0, 1) with the dtype and device of ``like``; stands in until the team's version is merged."""
+    return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from aecourse.extras import needs
+
 DOWNLOADED = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}  # ours: torchvision's
 
 # MD5 of the idx files as they are once unpacked. torchvision knows the sums of the archives alone,
@@ -120,8 +122,6 @@ def _read_idx(name: str, root: Path, file: str) -> Tensor:
 
 
 def _torchvision_class(name: str) -> type:
-    try:
+    with needs("book", f"{name} needs torchvision"):
         from torchvision import datasets
-    except ImportError as error:
-        raise ImportError(f"{name} needs torchvision: pip install torchvision.") from error
     return getattr(datasets, DOWNLOADED[name])

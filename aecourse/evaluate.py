@@ -1,9 +1,10 @@
 """How good is a model, in numbers: log p(x) with error bars, what its code holds, and what it is good for.
 
-The estimators of log p(x) take any latent variable model of the course: something with ``encode(x)``,
-``log_joint(x, z)`` and ``latent_dim``. Each works on one example at a time, which is repeated without being
-copied, and keeps one number per sample. The model must treat the rows of a batch independently; batch norm
-and dropout are therefore switched to evaluation, and back afterwards.
+The estimators of log p(x) take any latent variable model: they ask ``model.log_weights(x, samples)`` for
+log p(x, z) - log q(z|x) of draws from q, ``(samples, batch)``, and know nothing of z or of q. (Estimating
+from the prior takes ``log_joint(x, z)`` and ``latent_dim``.) A model of p(x|y) gets its ``labels`` as well.
+Each estimator works on one example at a time and keeps one number per sample. The model must treat the rows
+of a batch independently; batch norm and dropout are therefore switched to evaluation, and back afterwards.
 
 All of them underestimate log p(x) on average, since the logarithm of a mean of K weights does (Jensen). For
 weights with finite variance they are low by about :math:`\\chi^2 / 2K`, with :math:`\\chi^2` the variance of
@@ -12,9 +13,8 @@ standard error, and small where that is.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from aecourse.bounds import log_mean_exp
-from aecourse.contracts import check_finite, check_shapes
-from aecourse.likelihoods import gaussian_log_likelihood
+from aecourse.contracts import check_count, check_finite, check_labels, check_shapes
+from aecourse.extras import needs
+from aecourse.likelihoods import gaussian_kl_per_dimension, gaussian_log_density, reparameterize
 
 
 class Estimate(NamedTuple):
@@ -60,7 +61,7 @@ def log_mean_weight(log_weights: Tensor) -> Estimate:
         TypeError, ValueError: from :func:`aecourse.contracts.check_shapes`, or fewer than two samples.
     """
     count = check_shapes(("log_weights", log_weights, "samples batch"))["samples"]
-    _check_count("samples", count, least=2)
+    check_count("samples", count, least=2)
     value = log_mean_exp(log_weights, dim=0)
     relative = torch.exp(log_weights - value)
     return Estimate(value, relative.std(dim=0) / math.sqrt(count))
@@ -86,15 +87,23 @@ def prior_monte_carlo(model, x: Tensor, samples: int, *, chunk: int = 500) -> Es
     Raises:
         TypeError, ValueError: ``x`` is no batch of floats, or ``samples`` or ``chunk`` no count.
     """
-    batch = check_shapes(("x", x, "batch ..."))["batch"]
-    _check_count("samples", samples, least=2)
-    prior = x.new_zeros(batch, model.latent_dim)
+    check_shapes(("x", x, "batch ..."))
+    check_count("samples", samples, least=2)
+
+    def log_weights(image: Tensor, count: int) -> Tensor:
+        z = torch.randn(count, model.latent_dim, dtype=x.dtype, device=x.device)
+        copies = image.expand(count, *image.shape[1:])  # views
+        log_q = gaussian_log_density(z, torch.zeros_like(z), torch.zeros_like(z))
+        return (model.log_joint(copies, z) - log_q).unsqueeze(1)
+
     with evaluation_mode(model):
-        return _per_example(model, x, prior, prior, samples, chunk, log_mean_weight)
+        return _per_example(log_weights, x, None, samples, chunk, log_mean_weight)
 
 
 @torch.no_grad()
-def importance_sampling(model, x: Tensor, samples: int, *, chunk: int = 500) -> Estimate:
+def importance_sampling(
+    model, x: Tensor, samples: int, *, labels: Tensor | None = None, chunk: int = 500
+) -> Estimate:
     r"""log p(x) from codes that the encoder proposes, each weighted by p(x, z) / q(z|x).
 
     Its expectation is the bound of :func:`iwae` with k = ``samples``, which lies below log p(x) by about
@@ -105,6 +114,7 @@ def importance_sampling(model, x: Tensor, samples: int, *, chunk: int = 500) -> 
         model: a latent variable model; see the module's docstring.
         x: ``(batch, ...)``.
         samples: draws of z per example, at least two; 5,000 is the custom.
+        labels: ``(batch,)``, for a model of p(x|y).
         chunk: how many of them are decoded at once; bounds the memory.
 
     Returns:
@@ -116,13 +126,15 @@ def importance_sampling(model, x: Tensor, samples: int, *, chunk: int = 500) -> 
     Source: Rezende, Mohamed & Wierstra (2014), appendix E; Burda et al. (2016), section 5.
     """
     check_shapes(("x", x, "batch ..."))
-    _check_count("samples", samples, least=2)
+    check_count("samples", samples, least=2)
     with evaluation_mode(model):
-        return _per_example(model, x, *model.encode(x), samples, chunk, log_mean_weight)
+        return _per_example(model.log_weights, x, labels, samples, chunk, log_mean_weight)
 
 
 @torch.no_grad()
-def iwae(model, x: Tensor, k: int, repeats: int, *, chunk: int = 500) -> Estimate:
+def iwae(
+    model, x: Tensor, k: int, repeats: int, *, labels: Tensor | None = None, chunk: int = 500
+) -> Estimate:
     r"""The importance weighted bound with k samples, as the mean of ``repeats`` independent estimates.
 
     .. math:: \mathcal{L}_k(x) = \mathbb{E}\left[\log \frac1k \sum_{i=1}^k w_i\right] \le \log p(x)
@@ -135,6 +147,7 @@ def iwae(model, x: Tensor, k: int, repeats: int, *, chunk: int = 500) -> Estimat
         x: ``(batch, ...)``.
         k: samples of each estimate; 1 gives the ELBO.
         repeats: how many estimates, at least two.
+        labels: ``(batch,)``, for a model of p(x|y).
         chunk: how many samples are decoded at once; bounds the memory.
 
     Returns:
@@ -146,15 +159,15 @@ def iwae(model, x: Tensor, k: int, repeats: int, *, chunk: int = 500) -> Estimat
     Source: Burda, Grosse & Salakhutdinov (2016), equation 8.
     """
     check_shapes(("x", x, "batch ..."))
-    _check_count("k", k)
-    _check_count("repeats", repeats, least=2)
+    check_count("k", k)
+    check_count("repeats", repeats, least=2)
 
     def bound(log_weights: Tensor) -> Estimate:
         estimates = log_mean_exp(log_weights.view(k, repeats, -1), dim=0)
         return Estimate(estimates.mean(dim=0), estimates.std(dim=0) / math.sqrt(repeats))
 
     with evaluation_mode(model):
-        return _per_example(model, x, *model.encode(x), k * repeats, chunk, bound)
+        return _per_example(model.log_weights, x, labels, k * repeats, chunk, bound)
 
 
 def negative_log_likelihood(
@@ -162,6 +175,7 @@ def negative_log_likelihood(
     images: Tensor,
     samples: int = 5000,
     *,
+    labels: Tensor | None = None,
     batch_size: int = 100,
     chunk: int = 500,
     progress: bool = True,
@@ -176,7 +190,8 @@ def negative_log_likelihood(
         images: ``(N, ...)``, at least two, on the device of the model. Published Bernoulli likelihoods
             are those of binarised images.
         samples: draws of z per image.
-        batch_size: images that are encoded at once.
+        labels: ``(N,)``, for a model of p(x|y).
+        batch_size: images between two movements of the progress bar.
         chunk: samples that are decoded at once.
         progress: show a progress bar.
 
@@ -188,13 +203,16 @@ def negative_log_likelihood(
         TypeError, ValueError: as in :func:`importance_sampling`, or fewer than two images.
     """
     count = check_shapes(("images", images, "N ..."))["N"]
-    _check_count("N, the number of images,", count, least=2)
-    _check_count("batch_size", batch_size)
+    check_count("N, the number of images,", count, least=2)
+    check_count("batch_size", batch_size)
+    if labels is not None:
+        check_labels("labels", labels, (count,))
     values = []
     with tqdm(total=count, desc="log p(x)", unit="image", disable=not progress) as bar:
-        for batch in images.split(batch_size):
-            values.append(importance_sampling(model, batch, samples, chunk=chunk).value)
-            bar.update(len(batch))
+        for rows in torch.arange(count, device=images.device).split(batch_size):
+            given = None if labels is None else labels[rows]
+            values.append(importance_sampling(model, images[rows], samples, labels=given, chunk=chunk).value)
+            bar.update(len(rows))
     losses = -torch.cat(values)
     return Estimate(losses.mean(), losses.std() / math.sqrt(count))
 
@@ -231,8 +249,7 @@ def kl_per_dimension(mean: Tensor, logvar: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: from :func:`aecourse.contracts.check_shapes`.
     """
-    check_shapes(("mean", mean, "N k"), ("logvar", logvar, "N k"))
-    return 0.5 * (mean.square() + torch.expm1(logvar) - logvar).mean(dim=0)
+    return gaussian_kl_per_dimension(mean, logvar).mean(dim=0)
 
 
 def active_units(mean: Tensor, threshold: float = 0.01) -> int:
@@ -250,7 +267,7 @@ def active_units(mean: Tensor, threshold: float = 0.01) -> int:
 
     Source: Burda, Grosse & Salakhutdinov (2016), section 5.1.
     """
-    _check_count("N, the number of examples,", check_shapes(("mean", mean, "N k"))["N"])
+    check_count("N, the number of examples,", check_shapes(("mean", mean, "N k"))["N"])
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold} but must be at least 0: it bounds a variance.")
     return int((mean.var(dim=0, correction=0) > threshold).sum())
@@ -282,12 +299,12 @@ def mutual_information(mean: Tensor, logvar: Tensor, *, chunk: int = 1000) -> Es
     Source: Hoffman & Johnson (2016).
     """
     sizes = check_shapes(("mean", mean, "N k"), ("logvar", logvar, "N k"))
-    _check_count("N, the number of examples,", sizes["N"], least=2)
-    _check_count("chunk", chunk)
+    check_count("N, the number of examples,", sizes["N"], least=2)
+    check_count("chunk", chunk)
     # The squares of all pairs are multiplied out into matrix products; double precision keeps what
     # cancels between them.
     mean, logvar = mean.double(), logvar.double()
-    z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+    z = reparameterize(mean, logvar)
     precision = torch.exp(-logvar)
     scaled = mean * precision
     constant = -0.5 * (math.log(2 * math.pi) + logvar + mean * scaled).sum(dim=1)
@@ -361,17 +378,15 @@ def probe_accuracy(
         TypeError, ValueError: shapes or dtypes that do not fit, a class with too few examples, NaN.
         ImportError: scikit-learn is missing.
     """
-    try:
+    with needs("book", "probe_accuracy needs scikit-learn"):
         from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError("probe_accuracy needs scikit-learn: pip install scikit-learn.") from error
     check_shapes(("codes", codes, "N k"), ("test_codes", test_codes, "M k"))
     check_labels("labels", labels, (len(codes),))
     check_labels("test_labels", test_labels, (len(test_codes),))
     check_finite("codes", codes)
     check_finite("test_codes", test_codes)
-    _check_count("per_class", per_class)
-    _check_count("repeats", repeats, least=2)
+    check_count("per_class", per_class)
+    check_count("repeats", repeats, least=2)
     classes, counts = labels.unique(return_counts=True)
     if len(classes) < 2 or counts.min() < per_class:
         raise ValueError(
@@ -411,7 +426,7 @@ def auroc(scores_in: Tensor, scores_out: Tensor) -> float:
     """
     sizes = check_shapes(("scores_in", scores_in, "N"), ("scores_out", scores_out, "M"))
     for name, scores in (("scores_in", scores_in), ("scores_out", scores_out)):
-        _check_count(f"the length of {name}", len(scores))
+        check_count(f"the length of {name}", len(scores))
         if scores.isnan().any():
             raise ValueError(f"{name} holds NaN, which has no rank.")
     ranked = scores_out.to(scores_in.dtype).sort().values
@@ -423,33 +438,21 @@ def auroc(scores_in: Tensor, scores_out: Tensor) -> float:
 # -------------------------------------------------------------------------------- inner parts
 
 
-def check_labels(name: str, labels: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise unless ``labels`` is an int64 tensor of this shape."""
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{name} must be a torch.Tensor of torch.int64, not {kind}.")
-    if tuple(labels.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(labels.shape)} but needs {shape}, a row for each code.")
-
-
-def _per_example(model, x, mean, logvar, samples: int, chunk: int, estimate) -> Estimate:
-    """Draw codes from N(mean, diag exp logvar) and estimate from their weights, one example at a time."""
-    _check_count("chunk", chunk)
+def _per_example(
+    log_weights: Callable[..., Tensor],
+    x: Tensor,
+    labels: Tensor | None,
+    samples: int,
+    chunk: int,
+    estimate: Callable[[Tensor], Estimate],
+) -> Estimate:
+    """Estimate from log weights, ``(samples, 1)`` for one example after the other, drawn in chunks."""
+    check_count("chunk", chunk)
+    if labels is not None:
+        check_labels("labels", labels, (len(x),))
     counts = [chunk] * (samples // chunk) + [samples % chunk] * (samples % chunk > 0)
     estimates = []
     for i in range(len(x)):
-        log_weights = []
-        for count in counts:
-            # Rows that are all the same example: views, not copies.
-            image, m, v = (t[i : i + 1].expand(count, *t.shape[1:]) for t in (x, mean, logvar))
-            z = m + torch.exp(0.5 * v) * torch.randn_like(m)
-            log_weights.append(model.log_joint(image, z) - gaussian_log_likelihood(z, m, v))
-        estimates.append(estimate(torch.cat(log_weights).unsqueeze(1)))
+        given = {} if labels is None else {"labels": labels[i : i + 1]}
+        estimates.append(estimate(torch.cat([log_weights(x[i : i + 1], n, **given) for n in counts])))
     return Estimate(*(torch.cat(parts) for parts in zip(*estimates)))
-
-
-def _check_count(name: str, value: int, least: int = 1) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r} but must be a whole number.")
-    if value < least:
-        raise ValueError(f"{name} is {value} but must be at least {least}.")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from aecourse.bounds import iwae_bound
 from aecourse.contracts import check_shapes
+from aecourse.likelihoods import reparameterize
 
 
 def pathwise_gradient(
@@ -184,7 +185,13 @@ class RunningBaseline:
         self._updated = True
 
 
-def log_weights(log_joint: Callable[[Tensor], Tensor], mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+def log_weights(
+    log_joint: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    logvar: Tensor,
+    eps: Tensor,
+    beta: float | Tensor = 1.0,
+) -> Tensor:
     r"""Log importance weights of reparameterised samples, with their plain gradient.
 
     .. math:: \log w = \log p(x, z) - \log q(z|x), \qquad z = \mu + \sigma\epsilon
@@ -197,6 +204,7 @@ def log_weights(log_joint: Callable[[Tensor], Tensor], mean: Tensor, logvar: Ten
         mean: ``(batch, k)``.
         logvar: ``(batch, k)``.
         eps: ``(samples, batch, k)``, draws from N(0, I).
+        beta: weight of log q(z|x), for objectives that weigh the KL; ``log_joint`` must weigh log p(z) alike.
 
     Returns:
         ``(samples, batch)``, nats.
@@ -208,14 +216,18 @@ def log_weights(log_joint: Callable[[Tensor], Tensor], mean: Tensor, logvar: Ten
     Source: Burda, Grosse & Salakhutdinov (2016), section 3.
     """
     _check_weights(log_joint, mean, logvar, eps)
-    z = mean + torch.exp(0.5 * logvar) * eps
+    z = reparameterize(mean, logvar, noise=eps)
     # (z - mean) / std is the noise: log q needs no subtraction, which would lose digits.
     log_q = -0.5 * (math.log(2 * math.pi) + logvar + eps.square()).sum(dim=-1)
-    return _call_joint(log_joint, z) - log_q
+    return _call_joint(log_joint, z) - beta * log_q
 
 
 def path_log_weights(
-    log_joint: Callable[[Tensor], Tensor], mean: Tensor, logvar: Tensor, eps: Tensor
+    log_joint: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    logvar: Tensor,
+    eps: Tensor,
+    beta: float | Tensor = 1.0,
 ) -> Tensor:
     r"""Log importance weights whose gradient reaches ``mean`` and ``logvar`` through z alone.
 
@@ -235,10 +247,16 @@ def path_log_weights(
     Source: Roeder, Wu & Duvenaud (2017); the bias with several samples, Tucker et al. (2019).
     """
     _check_weights(log_joint, mean, logvar, eps)
-    return _path_log_weights(log_joint, mean, logvar, mean + torch.exp(0.5 * logvar) * eps)
+    return _path_log_weights(log_joint, mean, logvar, reparameterize(mean, logvar, noise=eps), beta)
 
 
-def dreg_bound(log_joint: Callable[[Tensor], Tensor], mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+def dreg_bound(
+    log_joint: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    logvar: Tensor,
+    eps: Tensor,
+    beta: float | Tensor = 1.0,
+) -> Tensor:
     r"""The importance weighted bound with its doubly reparameterised gradient.
 
     .. math:: \nabla_\phi = \sum_i \tilde w_i^2 \frac{\partial z_i}{\partial \phi}
@@ -253,7 +271,7 @@ def dreg_bound(log_joint: Callable[[Tensor], Tensor], mean: Tensor, logvar: Tens
     Maximise its mean. Do not use it where the gradient of a gradient is needed.
 
     Args:
-        log_joint, mean, logvar, eps: as for :func:`log_weights`; ``log_joint`` must depend on phi
+        log_joint, mean, logvar, eps, beta: as for :func:`log_weights`; ``log_joint`` must depend on phi
             through z alone.
 
     Returns:
@@ -265,8 +283,8 @@ def dreg_bound(log_joint: Callable[[Tensor], Tensor], mean: Tensor, logvar: Tens
     Source: Tucker et al. (2019).
     """
     _check_weights(log_joint, mean, logvar, eps)
-    z = mean + torch.exp(0.5 * logvar) * eps
-    weights = _path_log_weights(log_joint, mean, logvar, z)
+    z = reparameterize(mean, logvar, noise=eps)
+    weights = _path_log_weights(log_joint, mean, logvar, z, beta)
     # The bound sends w~ d log w / dz back to z. One factor w~ more is applied there, on the way to the
     # encoder, where it cannot reach the decoder.
     normalised = weights.detach().softmax(dim=0).unsqueeze(-1)
@@ -300,12 +318,12 @@ def gradient_snr(gradients: Tensor) -> Tensor:
     return gradients.mean(dim=0).abs() / gradients.std(dim=0)
 
 
-def _path_log_weights(log_joint, mean: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
+def _path_log_weights(log_joint, mean: Tensor, logvar: Tensor, z: Tensor, beta: float | Tensor) -> Tensor:
     mean, logvar = mean.detach(), logvar.detach()
     # Divided before it is squared: a precision would overflow at half the log-variance.
     standardised = (z - mean) * torch.exp(-0.5 * logvar)
     terms = math.log(2 * math.pi) + logvar + standardised.square()
-    return _call_joint(log_joint, z) + 0.5 * terms.sum(dim=-1)
+    return _call_joint(log_joint, z) + 0.5 * beta * terms.sum(dim=-1)
 
 
 def _mean_unless(per_sample: bool, *terms: Tensor) -> tuple[Tensor, ...]:

@@ -6,16 +6,15 @@ expectation maximisation: exact for Gaussian mixtures, exact or variational for 
 
 import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from aecourse.bounds import elbo_from_joint
-from aecourse.contracts import check_finite, check_shapes
+from aecourse.contracts import check_count, check_finite, check_shapes
 from aecourse.evaluate import Estimate, evaluation_mode, importance_sampling, log_mean_weight
-from aecourse.likelihoods import gaussian_entropy, gaussian_log_likelihood
+from aecourse.likelihoods import gaussian_entropy, gaussian_log_likelihood, reparameterize
 from aecourse.linear import PPCA
 from aecourse.mixtures import GaussianMixture
 
@@ -68,7 +67,8 @@ def fit_posterior(
     check_shapes(("mean", mean, "batch k"), ("logvar", logvar, "batch k"))
     if len(mean) != sizes["batch"]:
         raise ValueError(f"mean has {len(mean)} rows but x has {sizes['batch']}: one q for each example.")
-    _check_counts(steps=steps, samples=samples)
+    check_count("steps", steps)
+    check_count("samples", samples)
     if not 0 < lr < math.inf:
         raise ValueError(f"lr is {lr} but must be positive.")
     with torch.enable_grad():
@@ -79,7 +79,7 @@ def fit_posterior(
             bound = 0
             for _ in range(samples):
                 noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-                value = log_joint(x, q[0] + torch.exp(0.5 * q[1]) * noise)
+                value = log_joint(x, reparameterize(*q, noise=noise))
                 bound = bound + elbo_from_joint(value, gaussian_entropy(q[1])).sum() / samples
             # Gradients of q alone: backward() would add to those of the model's weights as well.
             for parameter, gradient in zip(q, torch.autograd.grad(-bound, q)):
@@ -115,7 +115,8 @@ def ais(
     its own past, which the argument for the mean needs.
 
     Args:
-        model: a latent variable model: ``encode``, ``log_joint`` and ``latent_dim``, differentiable in z.
+        model: a latent variable model: ``log_joint``, differentiable in z, and ``latent_dim``; to start from
+            q(z|x), an ``encode`` that gives its mean and logvar.
         x: ``(batch, ...)``. The chains of all examples run together, on copies of x.
         chains: per example, at least two.
         temperatures: T, the number of steps.
@@ -133,8 +134,9 @@ def ais(
     Source: Neal (2001); Wu et al. (2017), section 3 and appendix, for decoders.
     """
     batch = check_shapes(("x", x, "batch ..."))["batch"]
-    _check_counts(temperatures=temperatures, leapfrog=leapfrog)
-    _check_counts(least=2, chains=chains)
+    check_count("temperatures", temperatures)
+    check_count("leapfrog", leapfrog)
+    check_count("chains", chains, least=2)
     if start not in ("posterior", "prior"):
         raise ValueError(f"start is {start!r} but must be 'posterior' or 'prior'.")
     if not 0 < step_size < math.inf:
@@ -266,7 +268,7 @@ def inference_gaps(
     Source: Cremer, Li & Duvenaud (2018), section 3.
     """
     check_shapes(("x", x, "batch ..."))
-    _check_counts(samples=samples)
+    check_count("samples", samples)
     if reference not in ("ais", "importance"):
         raise ValueError(f"reference is {reference!r} but must be 'ais' or 'importance'.")
     if reference == "ais":
@@ -280,7 +282,7 @@ def inference_gaps(
         for _ in range(samples):
             noise = torch.randn_like(encoded[0])
             for bound, (mean, logvar) in zip(bounds, (best, encoded)):
-                value = model.log_joint(x, mean + torch.exp(0.5 * logvar) * noise)
+                value = model.log_joint(x, reparameterize(mean, logvar, noise=noise))
                 bound += elbo_from_joint(value, gaussian_entropy(logvar)) / samples
     return InferenceGaps(log_px, bounds[0], bounds[1])
 
@@ -375,7 +377,8 @@ def fit_mixture(
     """
     sizes = check_shapes(("x", x, "N D"))
     check_finite("x", x)
-    _check_counts(k=k, steps=steps)
+    check_count("k", k)
+    check_count("steps", steps)
     _check_floor(floor)
     if k > sizes["N"]:
         raise ValueError(f"k is {k} but x has only {sizes['N']} examples.")
@@ -471,7 +474,7 @@ def variational_em(x: Tensor, start: PPCA, steps: int = 100, *, posterior: str =
     """
     sizes = check_shapes(("x", x, "N D"), ("start.weight", start.weight, "D k"))
     check_finite("x", x)
-    _check_counts(steps=steps)
+    check_count("steps", steps)
     if posterior not in ("exact", "diagonal"):
         raise ValueError(f"posterior is {posterior!r} but must be 'exact' or 'diagonal'.")
     model = PPCA(x.mean(dim=0), start.weight, start.variance)
@@ -498,14 +501,6 @@ def variational_em(x: Tensor, start: PPCA, steps: int = 100, *, posterior: str =
 
 
 # -------------------------------------------------------------------------------- inner parts
-
-
-def _check_counts(least: int = 1, **counts: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, Integral) or isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r} but must be a whole number.")
-        if value < least:
-            raise ValueError(f"{name} is {value} but must be at least {least}.")
 
 
 def _check_floor(floor: float) -> None:

@@ -1,7 +1,8 @@
-"""Log-likelihoods and Kullback-Leibler divergences, as plain functions.
+"""Log-likelihoods and Kullback-Leibler divergences as plain functions, and what a decoder's output means.
 
-Everything here returns one number per example, in nats: sums over the dimensions of an example,
-never means. What a mean would do instead is a chapter of its own (implementation pitfalls).
+Every function returns one number per example, in nats: sums over the dimensions of an example, never
+means, unless its name says otherwise. What a mean would do instead is a chapter of its own
+(implementation pitfalls). The classes at the end say how a decoder's numbers become a distribution of x.
 
 Values and gradients stay finite for logits and log-variances of +-10,000 and beyond, where a network
 that has lost its way may end up. An exponential larger than the square root of the largest number of
@@ -16,10 +17,60 @@ import math
 from numbers import Real
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aecourse.contracts import check_shapes
+from aecourse.contracts import check_count, check_shapes
+from aecourse.distributed import standard_normal
+
+# A decoder that gives its own variances can raise the likelihood of a pixel that never changes without
+# limit. The floor, a standard deviation of 1/400, is below the step of 8-bit images.
+MIN_LOGVAR = -12.0
+
+VARIANCES = ("learned", "per_pixel", "optimal")
+
+
+def reparameterize(
+    mean: Tensor, logvar: Tensor, samples: int | None = None, noise: Tensor | None = None
+) -> Tensor:
+    """Draw z ~ N(mean, diag exp logvar) so that gradients reach ``mean`` and ``logvar``.
+
+    The noise is drawn apart from the parameters, so z is a differentiable function of them:
+    z = mean + std * noise. The standard deviation is exp(logvar / 2).
+
+    Args:
+        mean: ``(batch, k)``.
+        logvar: ``(batch, k)``.
+        samples: how many draws per example.
+        noise: drawn from N(0, I) elsewhere, in the shape of the result.
+
+    Returns:
+        ``(samples, batch, k)``, or without ``samples`` one draw per example, ``(batch, k)``.
+
+    Source: Kingma & Welling (2014), section 2.4; Rezende, Mohamed & Wierstra (2014).
+    """
+    if noise is None:
+        leading = () if samples is None else (samples,)
+        noise = standard_normal((*leading, *mean.shape), like=mean, batch_dim=len(leading))
+    return mean + torch.exp(0.5 * logvar) * noise
+
+
+def gaussian_log_density(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z; mean, diag exp logvar) of codes: summed over the last dimension, the others stay.
+
+    :func:`gaussian_log_likelihood` for several draws from one q: ``mean`` and ``logvar`` are repeated along
+    the leading dimensions of z that they lack.
+
+    Args:
+        z: ``(..., batch, k)``.
+        mean: ``(batch, k)``, or anything that expands to the shape of z.
+        logvar: the same.
+
+    Returns:
+        ``(..., batch)``, nats.
+    """
+    rows = [values.expand_as(z).reshape(-1, z.shape[-1]) for values in (z, mean, logvar)]
+    return gaussian_log_likelihood(*rows).view(z.shape[:-1])
 
 
 def gaussian_kl(mean: Tensor, logvar: Tensor, prior_logvar: float = 0.0) -> Tensor:
@@ -43,6 +94,17 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_logvar: float = 0.0) -> Tens
 
     Source: Kingma & Welling (2014), appendix B.
     """
+    return gaussian_kl_per_dimension(mean, logvar, prior_logvar).sum(dim=1)
+
+
+def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, prior_logvar: float = 0.0) -> Tensor:
+    """The terms of :func:`gaussian_kl`, one for each dimension of the code.
+
+    Args, Raises, Source: as there.
+
+    Returns:
+        ``(batch, k)``, nats, never negative.
+    """
     check_shapes(("mean", mean, "batch k"), ("logvar", logvar, "batch k"))
     if not isinstance(prior_logvar, Real):
         raise TypeError(f"prior_logvar must be a number, not {type(prior_logvar).__name__}.")
@@ -52,8 +114,7 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_logvar: float = 0.0) -> Tens
     log_ratio = logvar - prior_logvar
     below, excess = _split_exponent(log_ratio)
     # expm1 keeps the digits that exp(logvar) - 1 loses when q is close to the prior.
-    terms = mean.square() * math.exp(-prior_logvar) + torch.expm1(below) + excess - log_ratio
-    return 0.5 * terms.sum(dim=1)
+    return 0.5 * (mean.square() * math.exp(-prior_logvar) + torch.expm1(below) + excess - log_ratio)
 
 
 def full_gaussian_kl(mean: Tensor, cov: Tensor) -> Tensor:
@@ -332,3 +393,150 @@ def _around_zero(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     near = logits.abs() < 0.3
     return near, logits.where(near, 0.0), logits.abs().where(~near, 1.0)
+
+
+# ------------------------------------------------------------- what a decoder's output means
+
+
+class Likelihood(nn.Module):
+    """How the numbers that a decoder gives become a distribution of x, every pixel on its own.
+
+    Attributes:
+        outputs: numbers per pixel that it needs of the decoder: with one, an output is ``(batch, ...)`` like
+            x, with more ``(batch, outputs, ...)``.
+        support: the least and the largest value that x may have.
+    """
+
+    outputs: int = 1
+    support: tuple[float, float] = (0.0, 1.0)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The mean of x: what one looks at. The shape of x."""
+        raise NotImplementedError
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        """log p(x), nats per example: ``(batch,)``."""
+        raise NotImplementedError
+
+
+class Bernoulli(Likelihood):
+    """Black or white pixels; the output holds logits. See :func:`bernoulli_log_likelihood`."""
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output.sigmoid()
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        return bernoulli_log_likelihood(x, output)
+
+
+class ContinuousBernoulli(Likelihood):
+    """A density on [0, 1], for grey values; logits. See :func:`continuous_bernoulli_log_likelihood`."""
+
+    def mean(self, output: Tensor) -> Tensor:
+        return continuous_bernoulli_mean(output)
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        return continuous_bernoulli_log_likelihood(x, output)
+
+
+class Gaussian(Likelihood):
+    """Any numbers; the output holds means. See :func:`gaussian_log_likelihood`.
+
+    Args:
+        variance: a number, the same for all pixels; ``"learned"``, one parameter for all pixels;
+            ``"per_pixel"``, a second output of the decoder (at least exp(-12)); or ``"optimal"``, the mean
+            squared error of the batch, which maximises its likelihood (Rybkin et al. 2021). The last one
+            ties the examples of a batch together: to report likelihoods of single images, set the attribute
+            ``variance`` to a number first.
+
+    Raises:
+        ValueError: ``variance`` is neither positive nor one of the names.
+    """
+
+    support = (-math.inf, math.inf)
+
+    def __init__(self, variance: float | str = 1.0):
+        super().__init__()
+        if variance not in VARIANCES and (isinstance(variance, str) or not variance > 0):
+            raise ValueError(f"variance is {variance!r} but must be positive or one of {VARIANCES}.")
+        self.variance = variance
+        self.outputs = 2 if variance == "per_pixel" else 1
+        if variance == "learned":
+            self.logvar = nn.Parameter(torch.zeros(()))
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output[:, 0] if self.outputs == 2 else output
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        if self.variance == "per_pixel":
+            mean, logvar = output.unbind(dim=1)
+            return gaussian_log_likelihood(x, mean, MIN_LOGVAR + F.softplus(logvar - MIN_LOGVAR))
+        if self.variance == "optimal":
+            return gaussian_log_likelihood(x, output, optimal_logvar(x, output))
+        if self.variance == "learned":
+            return gaussian_log_likelihood(x, output, self.logvar)
+        return gaussian_log_likelihood(x, output, x.new_full((), math.log(self.variance)))
+
+    def extra_repr(self) -> str:
+        return f"variance={self.variance!r}"
+
+
+class Categorical(Likelihood):
+    """One of so many grey values from 0 to 1, to which x is rounded; the output holds their logits.
+
+    Args:
+        levels: how many grey values, at least 2.
+
+    Raises:
+        TypeError, ValueError: ``levels`` is no such number.
+    """
+
+    def __init__(self, levels: int = 256):
+        super().__init__()
+        check_count("levels", levels, least=2)
+        self.outputs = levels
+
+    def mean(self, output: Tensor) -> Tensor:
+        grey = torch.linspace(0, 1, self.outputs, dtype=output.dtype, device=output.device)
+        return (output.softmax(dim=1).movedim(1, -1) * grey).sum(dim=-1)
+
+    def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
+        return categorical_log_likelihood((x * (self.outputs - 1)).round().long(), output)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.outputs}"
+
+
+LIKELIHOODS = {
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "gaussian": Gaussian,
+    "categorical": Categorical,
+}
+
+
+def as_likelihood(likelihood: str | Likelihood, **settings: float | str | None) -> Likelihood:
+    """A likelihood by its name, or one as it is.
+
+    Args:
+        likelihood: one of :data:`LIKELIHOODS`, or a :class:`Likelihood`.
+        settings: of the class, ``variance`` or ``levels``; None for its default.
+
+    Raises:
+        TypeError, ValueError: an unknown name, a setting that it does not have, or settings beside an object.
+    """
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if isinstance(likelihood, Likelihood):
+        if settings:
+            name = next(iter(settings))
+            raise ValueError(
+                f"{name} is {settings[name]!r} beside a likelihood that is made already: give it there."
+            )
+        return likelihood
+    if likelihood not in LIKELIHOODS:
+        names = tuple(LIKELIHOODS)
+        raise ValueError(f"likelihood is {likelihood!r} but must be one of {names} or a Likelihood.")
+    for name, owner in (("variance", "gaussian"), ("levels", "categorical")):
+        if name in settings and likelihood != owner:
+            raise ValueError(f"{name} is {settings[name]!r} but likelihood is {likelihood!r}, not {owner!r}.")
+    return LIKELIHOODS[likelihood](**settings)

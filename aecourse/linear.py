@@ -12,8 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from aecourse.bounds import Loss, elbo
-from aecourse.contracts import check_finite, check_shapes, check_unit_interval
-from aecourse.likelihoods import bernoulli_log_likelihood, gaussian_kl, gaussian_log_likelihood
+from aecourse.contracts import check_count, check_finite, check_shapes, check_unit_interval
+from aecourse.likelihoods import (
+    bernoulli_log_likelihood,
+    gaussian_kl,
+    gaussian_kl_per_dimension,
+    gaussian_log_density,
+    gaussian_log_likelihood,
+    reparameterize,
+)
 
 
 class PCA(NamedTuple):
@@ -482,8 +489,7 @@ class LinearVAE(nn.Module):
 
     def kl_per_dimension(self, mean: Tensor, logvar: Tensor) -> Tensor:
         """KL(q(z_j|x) || p(z_j)) for every latent variable, ``(batch, k)``, nats."""
-        check_shapes(("mean", mean, "batch k"), ("logvar", logvar, "batch k"))
-        return 0.5 * (mean.square() + torch.expm1(logvar) - logvar)
+        return gaussian_kl_per_dimension(mean, logvar)
 
     def loss(self, x: Tensor, beta: float | Tensor | None = None) -> Loss:
         """The exact negative ELBO of a batch; ``beta`` takes the place of the model's own."""
@@ -504,17 +510,16 @@ class LinearVAE(nn.Module):
 
         Gradients reach every parameter, through the draws as well.
         """
-        if samples < 1:
-            raise ValueError(f"samples is {samples} but must be at least 1.")
-        mean, logvar = (tensor.repeat(samples, 1) for tensor in self.encode(x))
-        z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-        log_q = gaussian_log_likelihood(z, mean, logvar)
-        return (self.log_joint(x.repeat(samples, 1), z) - log_q).view(samples, len(x))
+        check_count("samples", samples)
+        mean, logvar = self.encode(x)
+        z = reparameterize(mean, logvar, samples)
+        log_joint = self.log_joint(x.repeat(samples, 1), z.flatten(0, 1)).view(samples, len(x))
+        return log_joint - gaussian_log_density(z, mean, logvar)
 
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         """Draw z from the prior and return the mean of p(x|z), ``(count, D)``."""
-        return self.decode(torch.randn(count, self.latent_dim).to(self.offset))
+        return self.decode(torch.randn(count, self.latent_dim, device=self.offset.device).to(self.offset))
 
     @torch.no_grad()
     def ppca(self) -> PPCA:

@@ -4,7 +4,8 @@ All of them share one form. An encoder is made as ``Encoder(image_shape, latent_
 the mean and the log-variance of q(z|x), or with ``gaussian=False`` one code, as a plain autoencoder needs.
 A decoder is made as ``Decoder(latent_dim, image_shape, widths)``, with the widths in the order in which
 data pass them, and gives one number per pixel, ``(batch, *image_shape)``, or with ``outputs=n`` several,
-``(batch, n, *image_shape)``: a mean and a log-variance, or the logits of n grey values.
+``(batch, n, *image_shape)``: a mean and a log-variance, or the logits of n grey values. :func:`build` makes
+an encoder and the decoder that mirrors it.
 """
 
 import math
@@ -14,8 +15,56 @@ from numbers import Integral
 
 from torch import Tensor, nn
 
-NETWORK_OPTIONS = ("activation", "batch_norm", "dropout", "blocks")
-"""What a model's builders (``VAE.mlp``, ``Autoencoder.conv``, ...) pass on to both of its networks."""
+from aecourse.contracts import check_count
+
+NETWORK_OPTIONS = ("hidden", "channels", "activation", "batch_norm", "dropout", "blocks")
+"""What the networks of :func:`build` may be told, besides sizes."""
+
+
+def build(
+    kind: str,
+    image_shape: Sequence[int],
+    latent_dim: int,
+    *,
+    gaussian: bool = True,
+    outputs: int = 1,
+    condition: int = 0,
+    **options,
+) -> tuple[nn.Module, nn.Module]:
+    """An encoder and a decoder that mirror each other.
+
+    Args:
+        kind: ``"mlp"``, ``"conv"``, ``"conv1d"`` (time series) or ``"residual"``.
+        image_shape: for example ``(1, 28, 28)``.
+        latent_dim: the size of the code.
+        gaussian: whether the encoder gives a ``mean`` and a ``logvar``, or one code.
+        outputs: numbers that the decoder gives for each pixel.
+        condition: how many more channels the encoder gets, and how many more numbers the decoder gets beside
+            the code: those of a condition that both are to see.
+        options: of the networks, as :data:`NETWORK_OPTIONS` lists them: ``hidden`` and ``channels`` in the
+            order of the encoder, and what both get.
+
+    Raises:
+        TypeError, ValueError: an unknown kind, an option that it does not have, sizes that do not fit.
+    """
+    if kind not in NETWORKS:
+        raise ValueError(f"kind is {kind!r} but must be one of {tuple(NETWORKS)}.")
+    _check_networks(image_shape, latent_dim, options.get("hidden", ()), outputs)
+    _check_sizes("channels", options.get("channels", ()))
+    check_count("condition", condition, least=0)
+    encoder, decoder = NETWORKS[kind]
+    channels, *size = image_shape
+    reversed_widths = {name: options[name][::-1] for name in ("hidden", "channels") if name in options}
+    return (
+        encoder((channels + condition, *size), latent_dim, gaussian=gaussian, **options),
+        decoder(latent_dim + condition, image_shape, outputs=outputs, **options | reversed_widths),
+    )
+
+
+def split_options(options: dict) -> tuple[dict, dict]:
+    """Options of a model's builder in two: those of its networks, and those of the model itself."""
+    networks = {name: value for name, value in options.items() if name in NETWORK_OPTIONS}
+    return networks, {name: value for name, value in options.items() if name not in networks}
 
 
 def mlp(
@@ -350,6 +399,14 @@ class ResidualDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return self.net(z).reshape(len(z), *self.output_shape)
 
+
+NETWORKS = {
+    "mlp": (MLPEncoder, MLPDecoder),
+    "conv": (ConvEncoder, ConvDecoder),
+    "conv1d": (Conv1dEncoder, Conv1dDecoder),
+    "residual": (ResidualEncoder, ResidualDecoder),
+}
+"""An encoder and its decoder by the name that :func:`build` takes."""
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}

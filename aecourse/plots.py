@@ -6,14 +6,17 @@ Each function draws into the axes it is given, or makes them, and returns them.
 import math
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from aecourse.contracts import check_shapes
+from aecourse.extras import needs
 from aecourse.train import History
 from aecourse.vae import VAE
+
+with needs("book", "Figures need matplotlib"):
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
 
 STYLE = {
     "figure.constrained_layout.use": True,

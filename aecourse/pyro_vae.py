@@ -10,15 +10,15 @@ Source: Bingham et al. (2019), Pyro; lecture 003 names it.
 import torch
 from torch import Tensor
 
+from aecourse.extras import needs
+from aecourse.likelihoods import Bernoulli
 from aecourse.vae import VAE
 
-try:
+with needs("book", "The second implementation is in Pyro"):
     import pyro
     import pyro.distributions as dist
     from pyro.infer import SVI, TraceMeanField_ELBO
     from pyro.optim import Adam
-except ImportError as error:
-    raise ImportError("The second implementation is in Pyro: pip install pyro-ppl.") from error
 
 
 def model(vae: VAE, x: Tensor) -> None:
@@ -77,5 +77,5 @@ def train(vae: VAE, images: Tensor, epochs: int = 1, batch_size: int = 128, lr: 
 
 
 def _check(vae: VAE) -> None:
-    if vae.likelihood != "bernoulli":
-        raise ValueError(f"vae has a {vae.likelihood} likelihood but needs a bernoulli one.")
+    if not isinstance(vae.likelihood, Bernoulli):
+        raise ValueError(f"vae has the likelihood {vae.likelihood} but needs Bernoulli().")

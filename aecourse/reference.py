@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from aecourse import data
+from aecourse.extras import needs
 from aecourse.train import fit, mean_loss
 from aecourse.vae import VAE
 
@@ -53,10 +54,8 @@ def load(name: str = "mnist_vae") -> Reference:
         ImportError: safetensors is not installed.
     """
     _check_name(name)
-    try:
+    with needs("book", "The weights are a safetensors file"):
         from safetensors import safe_open
-    except ImportError as error:
-        raise ImportError("The weights are a safetensors file: pip install safetensors.") from error
     folder = files("aecourse") / "weights"
     with safe_open(str(folder / f"{name}.safetensors"), framework="pt") as file:
         recipe = json.loads(file.metadata()["recipe"])
@@ -74,7 +73,8 @@ def train(name: str, folder: Path, progress: bool = True) -> dict[str, float]:
         The loss and its parts on the test images, from the weights as they are stored (float16).
     """
     _check_name(name)
-    from safetensors.torch import save_file
+    with needs("book", "The weights become a safetensors file"):
+        from safetensors.torch import save_file
 
     recipe = RECIPES[name]
     images = data.load(recipe["dataset"])

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from aecourse import VAE, data, evaluate, fit
+from aecourse import IWAE, VAE, data, evaluate, fit
 from aecourse.train import mean_loss, pick_device
 
 STAGES = range(8)
@@ -51,14 +51,8 @@ def main() -> None:
 
     images = data.load("mnist")
     torch.manual_seed(0)
-    vae = VAE.mlp(
-        images.image_shape,
-        50,
-        hidden=(200, 200),
-        activation=nn.Tanh,
-        bound=options.bound,
-        samples=options.samples,
-    )
+    build = IWAE.mlp if options.bound == "iwae" else VAE.mlp
+    vae = build(images.image_shape, 50, hidden=(200, 200), activation=nn.Tanh, samples=options.samples)
     # The output starts at the mean image, as in the paper: its logits are the decoder's last biases.
     with torch.no_grad():
         pixels = images.train.mean(dim=0).flatten().clamp(1e-3, 1 - 1e-3)

@@ -3,11 +3,19 @@
 import doctest
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from aecourse import contracts
-from aecourse.contracts import check_finite, check_shapes, check_unit_interval
+from aecourse.contracts import (
+    check_batch,
+    check_count,
+    check_finite,
+    check_labels,
+    check_shapes,
+    check_unit_interval,
+)
 
 
 def test_the_example_in_the_docstring_runs():
@@ -84,6 +92,49 @@ def test_a_wrong_type_is_refused_in_words(value, message):
     with pytest.raises(TypeError) as caught:
         check_shapes(("x", value, "batch D"))
     assert str(caught.value) == message
+
+
+def test_a_batch_has_the_shape_of_the_model():
+    check_batch("x", torch.zeros(3, 1, 2), (1, 2))
+    check_batch("x", torch.zeros(0, 1, 2), [1, 2])
+    with pytest.raises(ValueError, match=r"^x has shape \(3, 2\) but this model needs \(batch, 1, 2\)\.$"):
+        check_batch("x", torch.zeros(3, 2), (1, 2))
+    with pytest.raises(TypeError, match=r"^x has dtype torch\.int64 but needs a floating-point one"):
+        check_batch("x", torch.zeros(3, 2, dtype=torch.int64), (2,))
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "error", "message"),
+    [
+        (0, 1, ValueError, "k is 0 but must be at least 1."),
+        (1, 2, ValueError, "k is 1 but must be at least 2."),
+        (2.0, 1, TypeError, "k is 2.0 but must be a whole number."),
+        (True, 0, TypeError, "k is True but must be a whole number."),
+        ("3", 0, TypeError, "k is '3' but must be a whole number."),
+    ],
+)
+def test_a_count_is_a_whole_number_and_large_enough(value, least, error, message):
+    check_count("k", 2, least=2)
+    check_count("k", np.int64(3))
+    with pytest.raises(error) as caught:
+        check_count("k", value, least=least)
+    assert str(caught.value) == message
+
+
+def test_labels_are_integers_of_the_right_shape_and_range():
+    labels = torch.tensor([0, 2, 1])
+    check_labels("labels", labels, (3,))
+    check_labels("labels", labels, (3,), classes=3)
+    check_labels("labels", labels[:0], (0,), classes=3)
+    check_labels("labels", labels.unsqueeze(1), (3, 1))
+    with pytest.raises(ValueError, match=r"^labels go from 0 to 2 but need 0 to 1\.$"):
+        check_labels("labels", labels, (3,), classes=2)
+    with pytest.raises(ValueError, match=r"^labels has shape \(3,\) but needs \(4,\), one for each example"):
+        check_labels("labels", labels, (4,))
+    with pytest.raises(TypeError, match=r"^labels must be a torch\.Tensor of torch\.int64, not torch\.int32"):
+        check_labels("labels", labels.int(), (3,))
+    with pytest.raises(TypeError, match=r"not list\.$"):
+        check_labels("labels", [0, 2, 1], (3,))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -537,13 +537,15 @@ def test_loading_is_deterministic_and_draws_no_random_numbers(name):
 )
 def test_a_missing_package_is_named(monkeypatch, name, module, package):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"^{name} ship inside {package}: pip install {package}\.$"):
+    with pytest.raises(
+        ImportError, match=rf'^{name} ship inside {package}: pip install "aecourse\[book\]"\.$'
+    ):
         data.load(name)
 
 
 def test_fetch_names_torchvision_when_it_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ImportError, match=r"^mnist needs torchvision: pip install torchvision\.$"):
+    with pytest.raises(ImportError, match=r'^mnist needs torchvision: pip install "aecourse\[book\]"\.$'):
         data.fetch("mnist", tmp_path)
 
 
@@ -840,5 +842,5 @@ def test_fetch_verifies_cifar10_that_is_there_without_a_network(cifar, tmp_path,
 
 def test_cifar10_names_torchvision_when_it_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ImportError, match=r"^cifar10 needs torchvision: pip install torchvision\.$"):
+    with pytest.raises(ImportError, match=r'^cifar10 needs torchvision: pip install "aecourse\[book\]"\.$'):
         data.load("cifar10", tmp_path)

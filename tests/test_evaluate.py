@@ -196,8 +196,9 @@ class Recorder:
     def __init__(self):
         self.seen = []
 
-    def encode(self, x):
-        return x.new_zeros(len(x), 2), x.new_zeros(len(x), 2)
+    def log_weights(self, x, samples):
+        self.seen.append((x.expand(samples, *x.shape[1:]), torch.randn(samples, 2)))
+        return x.new_zeros(samples, len(x))
 
     def log_joint(self, x, z):
         self.seen.append((x, z))
@@ -215,6 +216,35 @@ def test_images_are_not_copied_and_samples_come_in_chunks(estimator):
         assert len(image) == 1 or image.stride(0) == 0
     draws = torch.cat([z for _, z in model.seen])
     assert len(draws.unique(dim=0)) == 21  # nobody gets the same noise twice
+
+
+def test_a_vae_decodes_many_draws_against_one_image_without_copying_it(monkeypatch):
+    vae, x = VAE.mlp((4, 5), 2, hidden=(3,)), torch.rand(3, 4, 5)
+    seen = []
+    log_prob = vae.likelihood.log_prob
+    monkeypatch.setattr(vae.likelihood, "log_prob", lambda x, output: seen.append(x) or log_prob(x, output))
+    importance_sampling(vae, x, 7, chunk=4)
+    assert [tuple(images.shape) for images in seen] == 3 * [(4, 4, 5), (3, 4, 5)]
+    assert [images.stride(0) for images in seen] == 6 * [0]
+    assert [images.data_ptr() for images in seen] == [x[i].data_ptr() for i in (0, 0, 1, 1, 2, 2)]
+
+
+@pytest.mark.parametrize("estimate", [importance_sampling, negative_log_likelihood])
+def test_a_conditional_model_gets_the_label_of_each_image(estimate):
+    """Its weights say which label came with which image."""
+
+    class Labelled:
+        def log_weights(self, x, samples, labels):
+            assert len(labels) == len(x)
+            return (10.0 * labels - x.flatten(1).sum(dim=1)).expand(samples, -1)
+
+    x, labels = torch.arange(5.0).unsqueeze(1), torch.tensor([4, 0, 1, 2, 3])
+    options = {} if estimate is importance_sampling else {"batch_size": 2, "progress": False}
+    values = 10.0 * labels - x.squeeze(1)
+    exact = values if estimate is importance_sampling else -values.mean()
+    torch.testing.assert_close(estimate(Labelled(), x, 3, labels=labels, **options).value, exact)
+    with pytest.raises(ValueError, match=r"^labels has shape \(4,\) but needs \("):
+        estimate(Labelled(), x, 3, labels=labels[:4], **options)
 
 
 def test_the_negative_log_likelihood_uses_every_image_once():
@@ -483,7 +513,7 @@ CODES, LABELS = torch.zeros(6, 2), torch.arange(6) % 2
             TypeError,
             r"^x must be a torch\.Tensor, not list",
         ),
-        (lambda: importance_sampling(MODEL, X[:, :2], 5), ValueError, r"^x has shape \(2, 2\) but needs"),
+        (lambda: importance_sampling(MODEL, X[:, :2], 5), ValueError, r"^x has shape \(1, 2\) but needs"),
         (lambda: iwae(MODEL, X, 0, 5), ValueError, r"^k is 0 but must be at least 1"),
         (lambda: iwae(MODEL, X, 5, 1), ValueError, r"^repeats is 1 but must be at least 2"),
         (lambda: iwae(MODEL, X, True, 5), TypeError, r"^k is True but must be a whole number"),

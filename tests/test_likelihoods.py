@@ -29,6 +29,8 @@ from aecourse.likelihoods import (
     full_gaussian_kl,
     gaussian_entropy,
     gaussian_kl,
+    gaussian_kl_per_dimension,
+    gaussian_log_density,
     gaussian_log_likelihood,
     optimal_logvar,
 )
@@ -61,6 +63,25 @@ def test_gaussian_kl_agrees_with_torch(data):
     assert_equal_to_ten_digits(gaussian_kl(mean, logvar), kl_divergence(q, p))
     p = Independent(Normal(torch.zeros_like(mean), torch.full_like(mean, math.exp(prior_logvar / 2))), 1)
     assert_equal_to_ten_digits(gaussian_kl(mean, logvar, prior_logvar), kl_divergence(q, p))
+
+
+def test_the_terms_of_the_kl_are_those_of_each_dimension():
+    mean, logvar = torch.randn(2, 4, 3, dtype=torch.float64)
+    terms = gaussian_kl_per_dimension(mean, logvar, 0.7)
+    prior = Normal(torch.zeros((), dtype=torch.float64), math.exp(0.35))
+    assert_equal_to_ten_digits(terms, kl_divergence(Normal(mean, (logvar / 2).exp()), prior))
+    # Far out, too, where exp(logvar) overflows single precision: finite, and the gradient points back.
+    far = torch.full((1, 1), 1000.0, requires_grad=True)
+    gaussian_kl_per_dimension(torch.zeros(1, 1), far).sum().backward()
+    assert 0 < far.grad.item() < math.inf
+
+
+def test_the_density_of_several_draws_is_that_of_each():
+    mean, logvar = torch.randn(2, 4, 3, dtype=torch.float64)
+    z = torch.randn(5, 4, 3, dtype=torch.float64)
+    expected = Normal(mean, (logvar / 2).exp()).log_prob(z).sum(dim=-1)
+    assert_equal_to_ten_digits(gaussian_log_density(z, mean, logvar), expected)
+    assert_equal_to_ten_digits(gaussian_log_density(z[0], mean, logvar), expected[0])
 
 
 @given(st.data())

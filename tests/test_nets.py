@@ -14,6 +14,7 @@ from aecourse.nets import (
     ResidualBlock,
     ResidualDecoder,
     ResidualEncoder,
+    build,
     mlp,
 )
 
@@ -234,6 +235,33 @@ def test_residual_networks_have_the_blocks_they_are_asked_for(blocks):
         assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
+# ------------------------------------------------------------------------- both at once
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_build_makes_the_pair_with_the_widths_of_the_decoder_reversed(kind):
+    encoder_class, decoder_class, shape = PAIRS[kind]
+    widths = {"hidden": (7, 5)} if kind == "mlp" else {"channels": (4, 6), "hidden": (7, 5)}
+    torch.manual_seed(3)
+    encoder, decoder = build(kind, shape, 2, outputs=3, activation=nn.ELU, **widths)
+    torch.manual_seed(3)
+    reversed_widths = {name: sizes[::-1] for name, sizes in widths.items()}
+    expected = encoder_class(shape, 2, activation=nn.ELU, **widths)
+    assert repr(encoder) == repr(expected)
+    assert all(map(torch.equal, encoder.parameters(), expected.parameters()))
+    expected = decoder_class(2, shape, activation=nn.ELU, outputs=3, **reversed_widths)
+    assert repr(decoder) == repr(expected)
+    assert all(map(torch.equal, decoder.parameters(), expected.parameters()))
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_build_leaves_room_for_a_condition_and_gives_plain_codes(kind):
+    shape = PAIRS[kind][2]
+    encoder, decoder = build(kind, shape, 2, gaussian=False, condition=3)
+    assert encoder(torch.rand(4, shape[0] + 3, *shape[1:])).shape == (4, 2)
+    assert decoder(torch.randn(4, 2 + 3)).shape == (4, *shape)
+
+
 # ------------------------------------------------------------------------------ what is refused
 
 
@@ -265,6 +293,12 @@ def test_residual_networks_have_the_blocks_they_are_asked_for(blocks):
         (lambda: ConvDecoder(2, (1, 8, 7), (8, 4, 2)), ValueError, r"3 stages.*shorter than 8\.$"),
         (lambda: ConvEncoder((1, 8, 8), 2, ()), ValueError, r"channels has 0 stages, which must be at least"),
         (lambda: ConvEncoder((1, 8, 8), 2, (4, -1)), ValueError, r"^channels has the size -1"),
+        (lambda: build("mpl", (7,), 2), ValueError, r"^kind is 'mpl' but must be one of \('mlp', 'conv',"),
+        (lambda: build("mlp", 7, 2), TypeError, r"^image_shape is 7 but needs a sequence"),
+        (lambda: build("mlp", (7,), 2, hidden=400), TypeError, r"^hidden is 400 but needs a sequence"),
+        (lambda: build("conv", (1, 8, 8), 2, channels=4), TypeError, r"^channels is 4 but needs a sequence"),
+        (lambda: build("mlp", (7,), 2, channels=(4,)), TypeError, r"channels"),
+        (lambda: build("mlp", (7,), 2, condition=-1), ValueError, r"^condition is -1 but must be at least 0"),
         (lambda: ResidualEncoder((1, 8, 8), 2, blocks=0), ValueError, r"^blocks has the size 0"),
         (lambda: ResidualDecoder(2, (1, 8, 3)), ValueError, r"2 stages.*shorter than 4"),
         (lambda: ResidualDecoder(2, (8, 8)), ValueError, r"^image_shape is \(8, 8\) but needs \(channels, h"),

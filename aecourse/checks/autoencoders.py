@@ -30,60 +30,11 @@ from aecourse.checks.core import (
     uses_generator,
     values,
 )
+from aecourse.checks.parts import line
 
-READY_MADE_KL = ("torch.distributions.kl",)
+# ---- shared by several tasks: in each list of slips the first is right
+
 READY_MADE_NOISE = ("aecourse.data.add_gaussian_noise",)
-
-# ---- the right answers, by another road than the model solution's
-
-
-def l1_sparsity(codes):
-    return F.l1_loss(codes, torch.zeros_like(codes), reduction="sum") / len(codes)
-
-
-def kl_sparsity(codes, rho):
-    rate = codes.mean(0)
-    on, off = rho * (math.log(rho) - rate.log()), (1 - rho) * (math.log1p(-rho) - torch.log1p(-rate))
-    return on.sum() + off.sum()
-
-
-def corrupt(x, sigma, generator):
-    """For sigma = 0 only: what is random is tested by its moments."""
-    return x.clone()
-
-
-def denoising_loss(model, x, sigma, generator):
-    """For sigma = 0 only."""
-    return F.mse_loss(model(x), x, reduction="sum") / len(x)
-
-
-def contractive_penalty(encoder, x):
-    """By the chain rule, for one layer: the slope of the unit's function times its weights."""
-    codes, weight = encoder(x), encoder.tensors[0]
-    if type(encoder) is parts.Mixed:
-        t = parts.Tanh(*encoder.tensors)(x)
-        inner = (1 - t**2)[:, :, None] * weight
-        mixed = inner * (1 + 0.5 * t.roll(1, 1))[:, :, None] + 0.5 * t[:, :, None] * inner.roll(1, 1)
-        return mixed.square().sum((1, 2)).mean()
-    slopes = {
-        parts.Logistic: codes * (1 - codes),
-        parts.Tanh: 1 - codes**2,
-        parts.Affine: torch.ones_like(codes),
-    }
-    return (slopes[type(encoder)] ** 2 @ (weight**2).sum(1)).mean()
-
-
-def optimal_linear_denoiser(X, sigma):
-    mean = X.mean(0)
-    scale, axes = torch.linalg.svd(X - mean)[1:]
-    variances = torch.zeros(X.shape[1], dtype=X.dtype)
-    variances[: len(scale)] = scale**2 / len(X)
-    kept = (axes.mT * variances / (variances + sigma**2)) @ axes
-    lost = (axes.mT * sigma**2 / (variances + sigma**2)) @ axes
-    return kept, lost @ mean
-
-
-# ---- the slips: what to tell, and what it leads to. The first of each list is right.
 
 # From terms (batch, units) to a number.
 TO_A_NUMBER = [
@@ -100,37 +51,65 @@ TO_A_NUMBER = [
     ("it is divided by the batch size twice", lambda t: t.sum(1).mean() / len(t)),
     ("only the first example is used", lambda t: t[0].sum()),
 ]
-# The same for errors (batch, dimensions).
-OF_ERRORS = [
-    (clause.replace("the units", "the dimensions").replace("per unit", "per dimension"), reduce)
-    for clause, reduce in TO_A_NUMBER
-]
-# From terms (units,), where the batch is gone already.
-OF_UNITS = [
-    ("", lambda t: t.sum()),
-    ("the units are averaged, not summed", lambda t: t.mean()),
-    ("one number per unit is left: the units are to be summed", lambda t: t),
-    ("a dimension of size 1 is left", lambda t: t.sum(0, keepdim=True)),
-    ("only the first unit is used", lambda t: t[0]),
-    ("only the worst unit is used", lambda t: t.max()),
-]
 HALVED = [("", 1.0), ("there is a half too many", 0.5), ("it is doubled", 2.0), ("the sign is flipped", -1.0)]
+
+# At sigma = 0 there is nothing random, so that these are ordinary slips.
+ALL_BUT_NOISE = (
+    "all is right for ordinary inputs without noise: look at what is special about these, or at the noise "
+    "(its size, where it goes, which generator it is drawn from)"
+)
+UNIFORM = "the noise is uniform: torch.rand draws from [0, 1), torch.randn from the normal distribution"
+
+
+def layer(kind, weights):
+    """A part of one layer from (out, in + 1) weights, the last column of which is the bias."""
+    return getattr(parts, kind)(weights[:, :-1], weights[:, -1])
+
+
+def weights_of(draw, k, d):
+    return torch.cat([0.9 * draw(k, d), 0.5 * draw(k, 1)], 1)
+
+
+def scalar(student: Student, result) -> str:
+    """Why a result is not one number; "" when it is."""
+    if isinstance(result, float):
+        raise Wrong(
+            f"{student.task.name}: return a tensor, not a Python number, which has lost its gradient."
+        )
+    right = isinstance(result, Tensor) and result.dim() == 0
+    return "" if right else f"expected one number, a tensor of shape (), and got {shape(result)}"
+
+
+def close(result, expected) -> bool:
+    result, expected = (torch.as_tensor(value).detach().to(f64) for value in (result, expected))
+    return torch.allclose(result, expected, rtol=1e-4, atol=1e-6)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- l1_sparsity(codes): the absolute values
+
+
+def l1_sparsity(codes):
+    return F.l1_loss(codes, torch.zeros_like(codes), reduction="sum") / len(codes)
 
 
 def l1_slips(codes):
-    k, one = codes.shape[1], torch.ones_like(codes)
+    k, ones = codes.shape[1], torch.ones_like(codes)
     formulas = [
         ("", codes.abs()),
         ("the absolute value is missing", codes),
-        ("the absolute value is taken of the sum, not of each entry", codes.sum(1).abs()[:, None] / k * one),
+        ("the absolute value is taken of the sum, not of each entry", codes.sum(1).abs()[:, None] / k * ones),
         ("the entries are squared: that is the L2 price", codes**2),
-        ("the norm of the code is taken: that is the L2 norm", codes.norm(dim=1)[:, None] / k * one),
+        ("the norm of the code is taken: that is the L2 norm", codes.norm(dim=1)[:, None] / k * ones),
         ("the root is taken of the absolute values", codes.abs().sqrt()),
         ("negative entries are left out", codes.relu()),
-        ("the largest entry stands for all", codes.abs().amax(1)[:, None] / k * one),
+        ("the largest entry stands for all", codes.abs().amax(1)[:, None] / k * ones),
         ("entries are counted, not added: that is the L0 price, without a slope", (codes != 0).to(codes)),
         ("the mean of the batch is subtracted first", (codes - codes.mean(0)).abs()),
-        ("the batch is averaged before the absolute value is taken", codes.mean(0).abs() * one),
+        ("the batch is averaged before the absolute value is taken", codes.mean(0).abs() * ones),
     ]
     yield from spread(formulas, TO_A_NUMBER, HALVED)
     yield "the largest column sum is taken: that is a norm of matrices", torch.linalg.matrix_norm(codes, 1)
@@ -140,8 +119,86 @@ def l1_slips(codes):
     )
 
 
+def l1_cases(draw):
+    return [
+        Case("5 codes of 3 units", (draw(5, 3),)),
+        Case("a batch of one", (draw(1, 4),)),
+        Case("a single unit", (draw(4, 1),)),
+        Case("3 codes of 20 units", (draw(3, 20),)),
+    ]
+
+
+def l1_extremes(draw):
+    sparse = draw(5, 6).relu()
+    sparse[2] = 0
+    return [
+        (Case("codes with entries that are exactly 0", (sparse,)), f32, 1e-4),
+        (Case("codes with entries that are exactly 0", (sparse,)), f64, 1e-9),
+        (Case("codes of nothing but zeros", (torch.zeros(3, 2, dtype=f64),)), f64, 1e-9),
+        (Case("entries near 1e25", (1e25 * draw(3, 4),)), f32, 1e-4),
+    ]
+
+
+def l1_properties(student: Student):
+    codes = line(-2, 3, 4, 5)
+    price = student(codes)
+    yield "one number", scalar(student, price)
+    yield "finite", "" if finite(price) else "the price is not finite"
+    yield (
+        "zero for codes of zeros",
+        "" if student(torch.zeros(4, 5)) == 0 else "a code of zeros costs nothing",
+    )
+    flipped = student(-codes)
+    yield "the same when all signs are flipped", "" if close(price, flipped) else "signs should not matter"
+    why = "" if close(student(3 * codes), 3 * price) else "codes 3 times as large should cost 3 times as much"
+    yield "proportional to the codes", why
+    twice = student(torch.cat([codes, codes]))
+    why = "" if close(twice, price) else "a batch that holds each example twice has the same mean"
+    yield "the same for the batch and two copies of it", why
+
+
+L1_SPARSITY = Task(
+    name="l1_sparsity",
+    read="sparse#l1-the-price-that-still-has-a-slope",
+    reference=l1_sparsity,
+    slips=l1_slips,
+    properties=l1_properties,
+    cases=l1_cases,
+    probes=lambda draw: [Case("", (1.3 * draw(5, 3),)), Case("", (draw(4, 6),))],
+    extremes=l1_extremes,
+    differentiate=(0,),
+    hint="take the absolute value itself, not the root of a square, which has no slope at 0",
+    tests={"values": values, "gradients": gradients, "stability": stability},
+)
+
+# ---- kl_sparsity(codes, rho): the divergence of each unit's mean activity from its target
+
+READY_MADE_KL = ("torch.distributions.kl",)
+
+
+def kl_sparsity(codes, rho):
+    rate = codes.mean(0)
+    on, off = rho * (math.log(rho) - rate.log()), (1 - rho) * (math.log1p(-rho) - torch.log1p(-rate))
+    return on.sum() + off.sum()
+
+
 def bernoulli_kl(p, q):
     return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+
+# From terms (units,), where the batch is gone already.
+OF_UNITS = [
+    ("", lambda t: t.sum()),
+    ("the units are averaged, not summed", lambda t: t.mean()),
+    ("one number per unit is left: the units are to be summed", lambda t: t),
+    ("a dimension of size 1 is left", lambda t: t.sum(0, keepdim=True)),
+    ("only the first unit is used", lambda t: t[0]),
+    ("only the worst unit is used", lambda t: t.max()),
+]
+
+
+def _swapped(p, codes, dim):
+    return bernoulli_kl(codes.mean(dim), p)
 
 
 def kl_slips(codes, rho):
@@ -193,28 +250,132 @@ def kl_slips(codes, rho):
             (bernoulli_kl(p, m) + bernoulli_kl(m, p)) / 2,
         ),
     ]
-    found = list(spread(formulas, OF_UNITS, [*HALVED, BITS]))
+    slips = list(spread(formulas, OF_UNITS, [*HALVED, BITS]))
     across = "the mean activity is that of an example over its units, not that of a unit over the batch"
     each = "the divergence is taken of each activity, before the mean over the batch"
-    found += spread(
+    slips += spread(
         [(across, bernoulli_kl(p, codes.mean(1))), (f"{across}; the KL is reversed", _swapped(p, codes, 1))],
         [("", Tensor.sum), ("", Tensor.mean), ("one number per example is left", lambda t: t)],
     )
-    found += spread([(each, bernoulli_kl(p, codes))], TO_A_NUMBER)
-    for clause, result in found:
+    slips += spread([(each, bernoulli_kl(p, codes))], TO_A_NUMBER)
+    for clause, result in slips:
         # One NaN is like another, and explains nothing.
         yield clause, result if result is not None and finite(result) else None
 
 
-def _swapped(p, codes, dim):
-    return bernoulli_kl(codes.mean(dim), p)
+def activities(draw, *size):
+    return draw(*size, low=0.02, high=0.9)
 
 
-# At sigma = 0 there is nothing random, so that these are ordinary slips.
-ALL_BUT_NOISE = (
-    "all is right for ordinary inputs without noise: look at what is special about these, or at the noise "
-    "(its size, where it goes, which generator it is drawn from)"
+def binary(draw, batch, k):
+    """Zeros and ones, with both in every column."""
+    codes = (draw(batch, k) > 0.6).to(f64)
+    codes[0], codes[1] = 0, 1
+    return codes
+
+
+def kl_cases(draw):
+    return [
+        Case("5 codes of 3 units, rho=0.05", (activities(draw, 5, 3), 0.05)),
+        Case("a batch of one, rho=0.3", (activities(draw, 1, 4), 0.3)),
+        Case("a single unit, rho=0.5", (activities(draw, 4, 1), 0.5)),
+        Case("3 codes of 20 units, rho by keyword", (activities(draw, 3, 20),), {"rho": 0.1}),
+        Case("activities that are exactly 0 or 1", (binary(draw, 8, 5), 0.2)),
+    ]
+
+
+def kl_extremes(draw):
+    rare = activities(draw, 6, 3)
+    rare[:, 0], rare[:, 1] = 1e-5, 3e-5
+    often = rare.clone()
+    often[:, 1] = 1 - 1e-5
+    rarest = rare.clone()
+    rarest[:, 0], rarest[:, 1] = 1.2e-6, 1 - 1.2e-6
+    return [
+        (Case("a unit with the mean activity 1e-5", (rare, 0.05)), f32, 1e-4),
+        (Case("units with the mean activities 1e-5 and 1 - 1e-5", (often, 0.05)), f64, 1e-9),
+        (Case("units with the mean activities 1.2e-6 and 1 - 1.2e-6", (rarest, 0.05)), f64, 1e-9),
+    ]
+
+
+def kl_properties(student: Student):
+    codes = line(0.1, 0.8, 4, 5)
+    price = student(codes, 0.2)
+    yield "one number", scalar(student, price)
+    yield "finite", "" if finite(price) else "the price is not finite"
+    yield "positive", "" if price > 0 else "a divergence is positive when the activities miss the target"
+    why = "" if abs(student(torch.full((4, 5), 0.2), 0.2)) < 1e-4 else "units at the target cost nothing"
+    yield "zero at the target", why
+    by_turns = torch.tensor([[0.8, 0.0], [0.0, 0.0], [0.0, 0.5], [0.0, 0.3]])
+    why = (
+        ""
+        if abs(student(by_turns, 0.2)) < 1e-4
+        else "a unit that is active for a few examples, and at rest for the others, may be on target"
+    )
+    yield "zero where the target is met on average", why
+    twice = student(torch.cat([codes, codes]), 0.2)
+    why = "" if close(twice, price) else "a batch that holds each example twice has the same mean activity"
+    yield "the same for the batch and two copies of it", why
+
+
+def kl_stability(task: Task, student: Student, draw: Draw) -> None:
+    """The last digits, rare activities, and finite numbers for units that are always 0 or always 1."""
+    stability(task, student, draw)
+    codes = activities(draw, 6, 3)
+    for name, value, nearly in (("never active", 0.0, 1e-5), ("always 1", 1.0, 1 - 1e-5)):
+        for rho, dtype in product((0.05, 0.5), (f64, f32)):
+            edge, near = codes.clone(), codes.clone()
+            edge[:, 1], near[:, 1] = value, nearly
+            where = f"a unit that is {name}, {str(dtype).removeprefix('torch.')}"
+            (leaf,) = prepared((edge,), dtype)
+            got = student(leaf.requires_grad_(), rho, where=where)
+            if not isinstance(got, Tensor) or not finite(got):
+                words = " Mind that in float32 the number 1 - 1e-8 is 1." if dtype is f32 else ""
+                raise Wrong(
+                    f"{task.name} ({where}): the price is not a finite number. Clamp the mean activity "
+                    f"before the logarithm.{words}"
+                )
+            if got < task.reference(near, rho) - 1e-3:
+                raise Wrong(
+                    f"{task.name} ({where}): this costs less than a unit that is nearly so. It must not "
+                    "be let off."
+                )
+            if not got.requires_grad:
+                raise Wrong(f"{task.name} ({where}): no gradient reaches codes.")
+            (slope,) = torch.autograd.grad(got, leaf)
+            if not finite(slope):
+                raise Wrong(
+                    f"{task.name} ({where}): the price is finite and its gradient is not. What a later step "
+                    "discards still has a slope: clamp before the logarithm, not after."
+                )
+
+
+KL_SPARSITY = Task(
+    name="kl_sparsity",
+    read="sparse#a-target-for-the-mean-activity",
+    reference=kl_sparsity,
+    slips=kl_slips,
+    properties=kl_properties,
+    cases=kl_cases,
+    # Small activities, of which even the sum over the batch is less than 1.
+    probes=lambda draw: [
+        Case("", (draw(5, 3, low=0.01, high=0.16), 0.12)),
+        Case("", (draw(4, 6, low=0.01, high=0.2), 0.3)),
+    ],
+    extremes=kl_extremes,
+    differentiate=(0,),
+    hint="clamp the mean activity, no further than to 1e-6 from 0 and 1. An epsilon added, and "
+    "a clamp of the codes themselves, change other values too",
+    forbidden=READY_MADE_KL,
+    tests={"values": values, "gradients": gradients, "stability": kl_stability},
 )
+
+# ---- corrupt(x, sigma, generator): x and normal noise, which is tested by its moments
+
+
+def corrupt(x, sigma, generator):
+    """For sigma = 0 only: what is random is tested by its moments."""
+    return x.clone()
 
 
 def corrupt_slips(x, sigma, generator):
@@ -224,6 +385,181 @@ def corrupt_slips(x, sigma, generator):
     yield "x is clipped to [-1, 1]", x.clamp(-1, 1)
     yield "x is standardised", (x - x.mean()) / x.std()
     yield "the mean is subtracted from x", x - x.mean(0)
+
+
+def corrupt_cases(draw):
+    def case(words, *size):
+        return Case(f"{words}, sigma=0", (2 * draw(*size), 0.0, draw.seed()))
+
+    return [
+        case("vectors (5, 7)", 5, 7),
+        case("images (3, 2, 4, 5)", 3, 2, 4, 5),
+        case("a batch of one", 1, 6),
+        case("one dimension (4, 1)", 4, 1),
+    ]
+
+
+def corrupt_properties(student: Student):
+    for size in ((6, 5), (3, 2, 4, 4)):
+        x = line(-1, 2, *size)
+        noisy = student(x, 0.5, seeded(1))
+        right = isinstance(noisy, Tensor) and noisy.shape == x.shape
+        why = "" if right else f"expected a tensor of shape {size}, like x, and got {shape(noisy)}"
+        yield f"{size}: the shape of x", why
+        yield f"{size}: finite", "" if finite(noisy) else "some numbers are not finite"
+        why = "" if torch.equal(x, line(-1, 2, *size)) else "x itself is changed: make a new tensor"
+        yield f"{size}: x is left as it is", why
+        why = "" if close(student(x, 0.0, seeded(1)), x) else "without noise, x should come back"
+        yield f"{size}: x itself when sigma is 0", why
+        again, reseeded = student(x, 0.5, seeded(1)), student(x, 0.5, seeded(2))
+        why = (
+            ""
+            if torch.equal(noisy, again)
+            else "two generators with the same seed should draw the same noise"
+        )
+        yield f"{size}: the same noise from the same seed", why
+        why = "" if not torch.equal(noisy, reseeded) else "another seed should draw other noise"
+        yield f"{size}: other noise from another seed", why
+
+
+def corrupt_values(task: Task, student: Student, draw: Draw) -> None:
+    """Without noise the input; with noise the right moments, independent of x and between all entries."""
+    values(task, student, draw)
+    means, largest = [], 0.0
+    for size, dtype in (((300, 2, 6, 8), f64), ((4000, 7), f32)):
+        where = f"{task.name} (shape {size}, {str(dtype).removeprefix('torch.')})"
+        x = 3 * draw(*size) * (draw(*size) > 0)  # half of the entries are 0
+        sizes = {}
+        for sigma in (0.4, 1.7):
+            arguments = prepared((x, sigma, draw.seed()), dtype)
+            before = arguments[0].clone()
+            got = student(*arguments, where=f"shape {size}, sigma={sigma}")
+            if not isinstance(got, Tensor) or got.shape != x.shape or not finite(got):
+                raise Wrong(f"{where}: {shape(got)} is returned, or not all numbers are finite.")
+            if not torch.equal(before, arguments[0]):
+                raise Wrong(f"{where}: x is changed in place. Leave it as it is.")
+            if got.dtype != dtype:
+                raise Wrong(f"{where}: the result is {got.dtype}. Keep the type of x.")
+            noise = (got.to(f64) - before.to(f64)) / sigma
+            _refuse_dependent(where, noise, before.to(f64))
+            sizes[sigma] = noise
+            means.append(float(noise.mean().abs()) * math.sqrt(noise.numel()))
+            largest = max(largest, float(noise.abs().max()))
+        _refuse_size(where, sizes)
+    if largest < 3.7:  # by chance once in 10^15 times, among 170 000 numbers
+        raise Wrong(f"{task.name}: the noise has no large values: it is cut off, or not normal.")
+    if max(means) < 1e-3:  # by chance once in 10^12 times
+        raise Wrong(
+            f"{task.name}: the noise of a call has the mean 0 exactly, so that its entries depend on each "
+            "other. Do not standardise it."
+        )
+
+
+def _refuse_dependent(where: str, noise: Tensor, x: Tensor) -> None:
+    """Raise `Wrong` if the entries of the noise depend on each other or on the input."""
+    if (noise == 0).all():
+        raise Wrong(f"{where}: no noise is added, though sigma is not 0.")
+    centred = noise - noise.mean()
+    variance = centred.square().mean()
+    shared, far = [], []
+    for dim in range(noise.dim()):
+        ahead, behind = (centred.narrow(dim, start, noise.shape[dim] - 1) for start in (0, 1))
+        shared.append(float((ahead * behind).mean() / variance))
+        far.append(abs(shared[-1]) * math.sqrt(ahead.numel()))
+    if not max(far) < LIMIT:
+        # Noise that is shared along one dimension seems to be shared along others too, but less so.
+        dim = max(range(noise.dim()), key=lambda dim: abs(shared[dim]))
+        among = "the examples of the batch" if dim == 0 else f"the entries along dimension {dim}"
+        raise Wrong(f"{where}: {among} share their noise: draw for each of them.")
+    half = len(centred) // 2
+    for rows, partners in ((centred[:half], centred[half : 2 * half]), (centred, centred.flip(0))):
+        z = (rows * partners)[:half].mean() / variance * math.sqrt(rows[:half].numel())
+        if not abs(z) < LIMIT:
+            raise Wrong(f"{where}: one half of the batch has the noise of the other: draw for each example.")
+    z = (centred * x).mean() / variance.sqrt() / x.square().mean().sqrt() * math.sqrt(x.numel())
+    if not abs(z) < LIMIT:
+        raise Wrong(f"{where}: the noise is correlated with x, as when x is scaled, clipped or replaced.")
+    zero = x == 0
+    off, on = noise[zero].square(), noise[~zero].square()
+    z = (off.mean() - on.mean()) / noise.square().mean() / math.sqrt(2 / len(off) + 2 / len(on))
+    if not abs(z) < LIMIT:
+        raise Wrong(f"{where}: the size of the noise depends on x. It is to be added, and not to multiply.")
+
+
+# What a student may have used as the standard deviation.
+STANDARD_DEVIATIONS = [
+    ("sigma is squared: it is a standard deviation already", lambda s: s**2),
+    ("sigma is taken for the variance: its root is taken", lambda s: s**0.5),
+    ("sigma is not used", lambda s: 1.0),
+    ("sigma is halved", lambda s: s / 2),
+    ("sigma is doubled", lambda s: 2 * s),
+    ("noise is added twice", lambda s: math.sqrt(2) * s),
+    ("sigma divides the noise", lambda s: 1 / s),
+    ("sigma is taken for the log of the standard deviation", math.exp),
+    ("sigma is taken for the log of the variance", lambda s: math.exp(s / 2)),
+]
+
+
+def _refuse_size(where: str, noises: dict[float, Tensor]) -> None:
+    """Raise `Wrong` unless the noise over sigma is standard normal."""
+    if any(abs(noise.mean()) * math.sqrt(noise.numel()) > LIMIT for noise in noises.values()):
+        middle = all(0.45 < noise.mean() < 0.55 for noise in noises.values())
+        raise Wrong(
+            f"{where}: the noise does not have the mean 0.{f' Probably {UNIFORM}.' if middle else ''}"
+        )
+    wrong = [
+        abs(noise.square().mean() - 1) > LIMIT * math.sqrt(2 / noise.numel()) for noise in noises.values()
+    ]
+    if any(wrong):
+        for clause, deviation in STANDARD_DEVIATIONS:
+            if all(
+                abs(noise.square().mean().sqrt() * sigma / deviation(sigma) - 1) < 0.03
+                for sigma, noise in noises.items()
+            ):
+                raise Wrong(f"{where}: the noise has the wrong size, as it has when {clause}.")
+        # A bounded distribution is no normal one, whatever its size.
+        narrow = all(noise.abs().max() < 2 * noise.square().mean().sqrt() for noise in noises.values())
+        words = " It is not normal either: torch.randn is." if narrow else ""
+        raise Wrong(f"{where}: the standard deviation of the noise is not sigma.{words}")
+    for noise in noises.values():
+        # The mean of a cosine tells distributions of the same variance apart, and is itself bounded.
+        spread_ = math.sqrt((1 + math.exp(-2)) / 2 - math.exp(-1))
+        z = (noise.cos().mean() - math.exp(-0.5)) / spread_ * math.sqrt(noise.numel())
+        if not abs(z) < LIMIT:
+            raise Wrong(f"{where}: the noise has the right variance and is not normal.")
+
+
+def corrupt_generator(task: Task, student: Student, draw: Draw) -> None:
+    x = draw(4, 5)
+    uses_generator(
+        student, lambda generator: student(x.clone(), 0.8, generator, where="a generator of our own")
+    )
+
+
+CORRUPT = Task(
+    name="corrupt",
+    read="denoising#four-ways-to-damage-an-image",
+    reference=corrupt,
+    slips=corrupt_slips,
+    properties=corrupt_properties,
+    cases=corrupt_cases,
+    forbidden=READY_MADE_NOISE,
+    tests={"values": corrupt_values, "generator": corrupt_generator},
+)
+
+# ---- denoising_loss(model, x, sigma, generator): the error of the model that is given noisy x
+
+
+def denoising_loss(model, x, sigma, generator):
+    """For sigma = 0 only."""
+    return F.mse_loss(model(x), x, reduction="sum") / len(x)
+
+
+# The same as TO_A_NUMBER for errors (batch, dimensions).
+OF_ERRORS = [
+    (clause.replace("the units", "the dimensions").replace("per unit", "per dimension"), reduce)
+    for clause, reduce in TO_A_NUMBER
+]
 
 
 def loss_slips(model, x, sigma, generator):
@@ -247,11 +583,239 @@ def loss_slips(model, x, sigma, generator):
     yield "the root of the mean is taken", ((out - x) ** 2).sum(1).mean().sqrt()
 
 
+def built_loss(weights, x, sigma, generator, kind):
+    return layer(kind, weights), x, sigma, generator
+
+
+def loss_cases(draw):
+    def case(words, batch, d, kind):
+        inside = draw(batch, d, low=0.05, high=0.95) if kind == "Logistic" else 1.5 * draw(batch, d)
+        arguments = (weights_of(draw, d, d), inside, 0.0, draw.seed(), kind)
+        return Case(f"{words}, sigma=0", arguments)
+
+    return [
+        case("5 examples of 3 dimensions", 5, 3, "Affine"),
+        case("4 examples of 6 dimensions", 4, 6, "Logistic"),
+        case("a batch of one", 1, 4, "Tanh"),
+        case("one dimension", 4, 1, "Affine"),
+    ]
+
+
+def loss_properties(student: Student):
+    eye = torch.cat([torch.eye(3), torch.zeros(3, 1)], 1)
+    copy, x = layer("Affine", eye), line(-1, 2, 5, 3)
+    smooth = layer("Affine", 0.5 * eye)
+    loss = student(smooth, x, 0.5, seeded(1))
+    yield "one number", scalar(student, loss)
+    yield "finite and positive", "" if finite(loss) and loss > 0 else "the loss is a sum of squares"
+    free = student(copy, x, 0.0, seeded(1))
+    yield "zero for a copy, without noise", "" if abs(free) < 1e-8 else "without noise, a copy makes no error"
+    paid = student(copy, x, 0.5, seeded(1))
+    why = "" if paid > 0.01 else "a model that copies its input hands the noise on, and has to pay for it"
+    yield "not zero for a copy, with noise", why
+    again = student(smooth, x, 0.5, seeded(1))
+    why = "" if torch.equal(loss, again) else "two generators with the same seed should give the same loss"
+    yield "the same loss from the same seed", why
+    reseeded = student(smooth, x, 0.5, seeded(2))
+    why = "" if not torch.equal(loss, reseeded) else "another seed should draw other noise"
+    yield "another loss from another seed", why
+
+
+def losses_of_slips(model, x, sigma, generator):
+    """``(clause, loss)`` for what one may do wrong with the noise, each with one draw of it."""
+
+    def draw(like):
+        return torch.randn(like.shape, generator=generator, dtype=x.dtype)
+
+    def loss(output, target):
+        return (output - target).square().sum(1).mean()
+
+    e, second = draw(x), draw(x)
+    u = torch.rand(x.shape, generator=generator, dtype=x.dtype)
+    clean, noisy = model(x), x + sigma * e
+    right = model(noisy)
+    yield "the model is given the clean input", loss(clean, x)
+    yield "the target is the corrupted input: it is to be the clean one", loss(right, noisy)
+    yield (
+        "the noise is added to the output or to the target, and not to the input",
+        loss(clean + sigma * e, x),
+    )
+    yield "the output or the target is corrupted too, by another draw", loss(right + sigma * second, x)
+    yield "sigma is squared: it is a standard deviation already", loss(model(x + sigma**2 * e), x)
+    yield "sigma is taken for the variance: its root is taken", loss(model(x + sigma**0.5 * e), x)
+    yield "sigma is not used", loss(model(x + e), x)
+    yield "the examples of the batch share their noise", loss(model(x + sigma * e[:1]), x)
+    yield "the dimensions of an example share their noise", loss(model(x + sigma * e[:, :1]), x)
+    yield "one number is drawn for the whole batch", loss(model(x + sigma * e[0, 0]), x)
+    yield "the noise multiplies the input: it is to be added", loss(model(x * (1 + sigma * e)), x)
+    yield "the noise multiplies the input: it is to be added", loss(model(x * sigma * e), x)
+    yield "the model is given the noise alone", loss(model(sigma * e), x)
+    yield UNIFORM, loss(model(x + sigma * u), x)
+    yield UNIFORM, loss(model(x + sigma * (u - 0.5)), x)
+    yield UNIFORM, loss(model(x + sigma * (2 * u - 1)), x)
+    yield "the input is corrupted twice", loss(model(noisy + sigma * second), x)
+    yield "the corrupted input is clipped to [0, 1]", loss(model(noisy.clamp(0, 1)), x)
+    yield "the target is the model's output for the clean input", loss(right, clean)
+    yield "the target is the noise: the model is to return the clean input", loss(right, sigma * e)
+    yield "the target is the noise: the model is to return the clean input", loss(right, e)
+    yield "the output is taken for a correction, added to its input", loss(noisy + right, x)
+    yield "the model is not used", loss(noisy, x)
+    yield "the model is applied twice", loss(model(right), x)
+    yield "the mean of several draws goes into the model", loss(model(x + sigma * (e + second) / 2), x)
+    yield "the errors of several draws are added", loss(right, x) + loss(model(x + sigma * second), x)
+    yield "it is divided by sigma^2", loss(right, x) / sigma**2
+    yield "the output for the clean input is compared as well", loss(right, x) + loss(clean, x)
+    yield "the error for the clean input is averaged in", (loss(right, x) + loss(clean, x)) / 2
+
+
+def loss_values(task: Task, student: Student, draw: Draw) -> None:
+    """Without noise the squared error; with noise its exact expectation, and its variance over draws."""
+    values(task, student, draw)
+    calls, cases = 24, []
+    for batch, d, sigma, dtype in ((1000, 4, 0.6, f64), (600, 7, 1.5, f32), (1500, 1, 0.8, f64)):
+        weights, x = weights_of(draw, d, d), draw(batch, d) + 0.5 * draw(d)
+        seeds = [draw.seed() for _ in range(calls)]
+        cases.append((weights, x, sigma, dtype, seeds))
+    looks = []
+    for weights, x, sigma, dtype, seeds in cases:
+        where = f"{len(x)} examples of {x.shape[1]} dimensions, sigma={sigma}"
+        got = _losses(student, where, weights, x, sigma, dtype, seeds)
+        model = layer("Affine", weights)
+        error, weight = model(x) - x, weights[:, :-1]
+        # An affine map of normal noise: both moments are known exactly.
+        expected = error.square().sum(1).mean() + sigma**2 * weight.square().sum()
+        each = 4 * sigma**2 * (error @ weight).square().sum(1)
+        each = each + 2 * sigma**4 * (weight.mT @ weight).square().sum()
+        variance = each.mean() / len(x)
+        z = (got.mean() - expected) / (variance / calls).sqrt()
+        looks.append((where, got, float(z), float(got.var() / variance)))
+    for where, _, z, ratio in looks:
+        # The variance is that of 24 draws: by chance it is 6 times too large once in 10^14 times.
+        if not abs(z) < LIMIT or not ratio < 6:
+            raise Wrong(_about_noise(task, student, where, abs(z) < LIMIT, looks, cases))
+    _spread_of_losses(task, student, draw)
+
+
+def _spread_of_losses(task: Task, student: Student, draw: Draw) -> None:
+    """In the variance a copying model shows the noise's squares, one with an offset the noise itself."""
+    batch, sigma, calls = 48, 0.9, 600
+    x = draw(batch, 2)
+    for offset in (0.0, 4.0):
+        weights = torch.cat([torch.eye(2, dtype=f64), torch.full((2, 1), offset, dtype=f64)], 1)
+        seeds = [draw.seed() for _ in range(calls)]
+        got = _losses(student, "a model that copies", weights, x, sigma, f64, seeds)
+        variance = (4 * sigma**2 * 2 * offset**2 + 2 * sigma**4 * 2) / batch
+        if not abs(got.var() / variance - 1) < LIMIT * math.sqrt(2 / calls):
+            raise Wrong(
+                f"{task.name} (a model that copies): the loss differs from call to call by another amount "
+                "than with one draw of independent normal noise per number."
+            )
+
+
+def _losses(student: Student, where: str, weights, x, sigma, dtype, seeds) -> Tensor:
+    losses = []
+    given = [prepared((layer("Affine", weights), x, sigma, seed), dtype) for seed in seeds]
+    results = student.each([(arguments, {}, where) for arguments in given])
+    for arguments, got in zip(given, results):
+        if not torch.equal(arguments[1], x.to(dtype)):
+            raise Wrong(f"{student.task.name} ({where}): x is changed in place. Leave it as it is.")
+        if not isinstance(got, Tensor) or got.dim() or not finite(got):
+            raise Wrong(f"{student.task.name} ({where}): {shape(got)} is returned, or it is not finite.")
+        losses.append(got.detach().to(f64))
+    return torch.stack(losses)
+
+
+def _about_noise(task: Task, student: Student, where: str, on_average: bool, looks, cases) -> str:
+    """What is wrong with the noise: the slip whose losses have the student's mean and variance."""
+    start = (
+        "right on average over many calls, but far too different from call to call."
+        if on_average
+        else "without noise all is right; with noise the loss is not what it is on average."
+    )
+    start = f"{task.name} ({where}): {start}"
+    scores: dict[str, list[float]] = {}
+    generator = torch.Generator().manual_seed(0)
+    for (_, got, _, _), (weights, x, sigma, _, seeds) in zip(looks, cases):
+        model = layer("Affine", weights)
+        for index, (clause, losses) in enumerate(_in_many_draws(model, x, sigma, generator, len(seeds))):
+            scores.setdefault(f"{index:02}{clause}", []).append(_distance(got, losses))
+        with contextlib.suppress(Wrong, RuntimeError):
+            own = student.other("corrupt")
+            noisy = [own(*prepared((x, sigma, seed), f64)) for seed in seeds]
+            losses = torch.stack([(model(corrupted) - x).square().sum(1).mean() for corrupted in noisy])
+            scores.setdefault("  your own corrupt, which it calls, is wrong", []).append(
+                _distance(got, losses)
+            )
+    worst = {clause: max(distances) for clause, distances in scores.items()}
+    close_ones = sorted(clause for clause, score in worst.items() if score < 30)
+    if not close_ones:
+        same_each_time = all(got.max() == got.min() for _, got, _, _ in looks)
+        return f"{start} All generators give the same loss." if same_each_time else start
+    # The student's own function comes first, since that is where to look.
+    best = close_ones[0] if close_ones[0].startswith(" ") else min(close_ones, key=worst.get)
+    return f"{start} These are the losses that one gets when {best[2:]}."
+
+
+def _in_many_draws(model, x, sigma, generator, calls: int) -> list[tuple[str, Tensor]]:
+    rows = [list(losses_of_slips(model, x, sigma, generator)) for _ in range(calls)]
+    return [(column[0][0], torch.stack([loss for _, loss in column])) for column in zip(*rows)]
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    """How far two sets of losses are apart in mean and spread: about chi-square with 2 degrees of freedom."""
+    tiny = 1e-5 * ours.mean().abs()
+    z = (ours.mean() - theirs.mean()) / (((ours.var() + theirs.var()) / len(ours)).sqrt() + tiny)
+    ratio = ((ours.std() + tiny) / (theirs.std() + tiny)).log() * math.sqrt(len(ours) - 1)
+    return float((z**2 + ratio**2).nan_to_num(math.inf))
+
+
+def loss_generator(task: Task, student: Student, draw: Draw) -> None:
+    model, x = layer("Affine", weights_of(draw, 4, 4)), draw(6, 4)
+
+    def call(generator):
+        return student(model.to(f64), x.clone(), 0.8, generator, where="a generator of our own")
+
+    uses_generator(student, call)
+
+
+DENOISING_LOSS = Task(
+    name="denoising_loss",
+    read="denoising#the-target-is-the-clean-input",
+    reference=denoising_loss,
+    slips=loss_slips,
+    properties=loss_properties,
+    cases=loss_cases,
+    probes=lambda draw: loss_cases(draw)[:2],
+    differentiate=(0,),
+    build=built_loss,
+    forbidden=READY_MADE_NOISE,
+    tests={"values": loss_values, "gradients": gradients, "generator": loss_generator},
+)
+
+# ---- contractive_penalty(encoder, x): the squared slopes of the code
+
+
+def contractive_penalty(encoder, x):
+    """By the chain rule, for one layer: the slope of the unit's function times its weights."""
+    codes, weight = encoder(x), encoder.tensors[0]
+    if type(encoder) is parts.Mixed:
+        t = parts.Tanh(*encoder.tensors)(x)
+        inner = (1 - t**2)[:, :, None] * weight
+        mixed = inner * (1 + 0.5 * t.roll(1, 1))[:, :, None] + 0.5 * t[:, :, None] * inner.roll(1, 1)
+        return mixed.square().sum((1, 2)).mean()
+    slopes = {
+        parts.Logistic: codes * (1 - codes),
+        parts.Tanh: 1 - codes**2,
+        parts.Affine: torch.ones_like(codes),
+    }
+    return (slopes[type(encoder)] ** 2 @ (weight**2).sum(1)).mean()
+
+
 def contractive_slips(encoder, x):
-    def one(example):
+    def code_of(example):
         return encoder(example[None])[0]
 
-    j, codes, weight = torch.vmap(torch.func.jacrev(one))(x), encoder(x), encoder.tensors[0]
+    j, codes, weight = torch.vmap(torch.func.jacrev(code_of))(x), encoder(x), encoder.tensors[0]
     n = len(j)
     square = j**2
 
@@ -303,6 +867,91 @@ def contractive_slips(encoder, x):
     yield "the root is taken of the mean over the batch", square.sum((1, 2)).mean().sqrt()
     yield "the root is taken of the sum over the batch", square.sum().sqrt()
     yield "the Jacobian is that of the sum over the batch, squared too late", j.sum(0).pow(2).sum()
+
+
+def built_encoder(weights, x, kind):
+    return layer(kind, weights), x
+
+
+def contractive_cases(draw):
+    def case(words, batch, d, k, kind):
+        return Case(words, (weights_of(draw, k, d), draw(batch, d), kind))
+
+    return [
+        case("sigmoid encoder, 5 examples of 4 dimensions, 3 units", 5, 4, 3, "Logistic"),
+        case("tanh encoder, 4 examples of 3 dimensions, 6 units", 4, 3, 6, "Tanh"),
+        case("affine encoder, 6 examples of 5 dimensions, 2 units", 6, 5, 2, "Affine"),
+        case("a batch of one", 1, 4, 2, "Tanh"),
+        case("a single unit", 5, 3, 1, "Logistic"),
+        case("one dimension", 4, 1, 3, "Tanh"),
+        case("another encoder, 5 examples of 3 dimensions, 4 units", 5, 3, 4, "Mixed"),
+        Case("affine encoder, inputs near 1e8", (weights_of(draw, 3, 4), 1e8 * draw(5, 4), "Affine")),
+    ]
+
+
+KINDS = ("Affine", "Logistic", "Tanh")
+
+
+def contractive_properties(student: Student):
+    weights, x = line(-1, 1.5, 2, 4), line(-1, 2, 5, 3)
+    for kind in KINDS:
+        price = student(layer(kind, weights), x)
+        yield f"{kind}: one number", scalar(student, price)
+        right = finite(price) and price > 0
+        yield f"{kind}: finite and positive", "" if right else "this is a sum of squares that are not all 0"
+        rest = student(layer(kind, 0 * weights), x)
+        yield f"{kind}: zero for a constant code", "" if abs(rest) < 1e-8 else "a constant code has no slope"
+    twice = student(layer("Tanh", weights), torch.cat([x, x]))
+    price = student(layer("Tanh", weights), x)
+    why = "" if close(twice, price) else "a batch that holds each example twice has the same mean"
+    yield "the same for the batch and two copies of it", why
+    affine, moved = student(layer("Affine", weights), x), student(layer("Affine", weights), x + 1)
+    why = "" if close(affine, moved) else "the slope of an affine encoder does not depend on x"
+    yield "an affine encoder has the same slope everywhere", why
+    doubled = student(layer("Affine", 2 * weights), x)
+    why = "" if close(doubled, 4 * affine) else "a code twice as steep should cost 4 times as much"
+    yield "quadratic in the code", why
+    trained = student(layer("Tanh", weights.requires_grad_()), x)
+    if not trained.requires_grad:
+        raise Wrong(
+            "contractive_penalty: no gradient reaches the encoder, so that training would ignore this. Is "
+            "the graph of the first derivative kept?"
+        )
+    yield "it has a gradient for the encoder", ""
+
+
+CONTRACTIVE_PENALTY = Task(
+    name="contractive_penalty",
+    read="denoising#contractive-autoencoders",
+    reference=contractive_penalty,
+    slips=contractive_slips,
+    properties=contractive_properties,
+    cases=contractive_cases,
+    probes=lambda draw: contractive_cases(draw)[:3],
+    differentiate=(0,),
+    build=built_encoder,
+    tests={"values": values, "gradients": gradients},
+)
+
+# ---- optimal_linear_denoiser(X, sigma): A and b of the best affine map from noisy to clean data
+
+
+def optimal_linear_denoiser(X, sigma):
+    mean = X.mean(0)
+    scale, axes = torch.linalg.svd(X - mean)[1:]
+    variances = torch.zeros(X.shape[1], dtype=X.dtype)
+    variances[: len(scale)] = scale**2 / len(X)
+    kept = (axes.mT * variances / (variances + sigma**2)) @ axes
+    lost = (axes.mT * sigma**2 / (variances + sigma**2)) @ axes
+    return kept, lost @ mean
+
+
+def _cov(centred):
+    return centred.mT @ centred / len(centred)
+
+
+def _solve(matrix, right):
+    return torch.linalg.lstsq(matrix, right).solution
 
 
 def denoiser_slips(X, sigma):
@@ -379,135 +1028,8 @@ def denoiser_slips(X, sigma):
             yield "the mean is returned first, as the library does: return A and b", (mean, matrix)
 
 
-def _cov(centred):
-    return centred.mT @ centred / len(centred)
-
-
-def _solve(matrix, right):
-    return torch.linalg.lstsq(matrix, right).solution
-
-
-# ---- the inputs
-
-KINDS = ("Affine", "Logistic", "Tanh")
-
-
-def layer(kind, weights):
-    """A part of one layer from (out, in + 1) weights, the last column of which is the bias."""
-    return getattr(parts, kind)(weights[:, :-1], weights[:, -1])
-
-
-def built_encoder(weights, x, kind):
-    return layer(kind, weights), x
-
-
-def built_loss(weights, x, sigma, generator, kind):
-    return layer(kind, weights), x, sigma, generator
-
-
-def weights_of(draw, k, d):
-    return torch.cat([0.9 * draw(k, d), 0.5 * draw(k, 1)], 1)
-
-
-def activities(draw, *size):
-    return draw(*size, low=0.02, high=0.9)
-
-
-def binary(draw, batch, k):
-    """Zeros and ones, with both in every column."""
-    codes = (draw(batch, k) > 0.6).to(f64)
-    codes[0], codes[1] = 0, 1
-    return codes
-
-
 def data_with_mean(draw, n, d):
     return draw(n, d) @ (draw(d, d) / d**0.5) + 2 * draw(d) + 1
-
-
-def l1_cases(draw):
-    return [
-        Case("5 codes of 3 units", (draw(5, 3),)),
-        Case("a batch of one", (draw(1, 4),)),
-        Case("a single unit", (draw(4, 1),)),
-        Case("3 codes of 20 units", (draw(3, 20),)),
-    ]
-
-
-def l1_extremes(draw):
-    sparse = draw(5, 6).relu()
-    sparse[2] = 0
-    return [
-        (Case("codes with entries that are exactly 0", (sparse,)), f32, 1e-4),
-        (Case("codes with entries that are exactly 0", (sparse,)), f64, 1e-9),
-        (Case("codes of nothing but zeros", (torch.zeros(3, 2, dtype=f64),)), f64, 1e-9),
-        (Case("entries near 1e25", (1e25 * draw(3, 4),)), f32, 1e-4),
-    ]
-
-
-def kl_cases(draw):
-    return [
-        Case("5 codes of 3 units, rho=0.05", (activities(draw, 5, 3), 0.05)),
-        Case("a batch of one, rho=0.3", (activities(draw, 1, 4), 0.3)),
-        Case("a single unit, rho=0.5", (activities(draw, 4, 1), 0.5)),
-        Case("3 codes of 20 units, rho by keyword", (activities(draw, 3, 20),), {"rho": 0.1}),
-        Case("activities that are exactly 0 or 1", (binary(draw, 8, 5), 0.2)),
-    ]
-
-
-def kl_extremes(draw):
-    rare = activities(draw, 6, 3)
-    rare[:, 0], rare[:, 1] = 1e-5, 3e-5
-    often = rare.clone()
-    often[:, 1] = 1 - 1e-5
-    rarest = rare.clone()
-    rarest[:, 0], rarest[:, 1] = 1.2e-6, 1 - 1.2e-6
-    return [
-        (Case("a unit with the mean activity 1e-5", (rare, 0.05)), f32, 1e-4),
-        (Case("units with the mean activities 1e-5 and 1 - 1e-5", (often, 0.05)), f64, 1e-9),
-        (Case("units with the mean activities 1.2e-6 and 1 - 1.2e-6", (rarest, 0.05)), f64, 1e-9),
-    ]
-
-
-def corrupt_cases(draw):
-    def case(words, *size):
-        return Case(f"{words}, sigma=0", (2 * draw(*size), 0.0, draw.seed()))
-
-    return [
-        case("vectors (5, 7)", 5, 7),
-        case("images (3, 2, 4, 5)", 3, 2, 4, 5),
-        case("a batch of one", 1, 6),
-        case("one dimension (4, 1)", 4, 1),
-    ]
-
-
-def loss_cases(draw):
-    def case(words, batch, d, kind):
-        inside = draw(batch, d, low=0.05, high=0.95) if kind == "Logistic" else 1.5 * draw(batch, d)
-        arguments = (weights_of(draw, d, d), inside, 0.0, draw.seed(), kind)
-        return Case(f"{words}, sigma=0", arguments)
-
-    return [
-        case("5 examples of 3 dimensions", 5, 3, "Affine"),
-        case("4 examples of 6 dimensions", 4, 6, "Logistic"),
-        case("a batch of one", 1, 4, "Tanh"),
-        case("one dimension", 4, 1, "Affine"),
-    ]
-
-
-def contractive_cases(draw):
-    def case(words, batch, d, k, kind):
-        return Case(words, (weights_of(draw, k, d), draw(batch, d), kind))
-
-    return [
-        case("sigmoid encoder, 5 examples of 4 dimensions, 3 units", 5, 4, 3, "Logistic"),
-        case("tanh encoder, 4 examples of 3 dimensions, 6 units", 4, 3, 6, "Tanh"),
-        case("affine encoder, 6 examples of 5 dimensions, 2 units", 6, 5, 2, "Affine"),
-        case("a batch of one", 1, 4, 2, "Tanh"),
-        case("a single unit", 5, 3, 1, "Logistic"),
-        case("one dimension", 4, 1, 3, "Tanh"),
-        case("another encoder, 5 examples of 3 dimensions, 4 units", 5, 3, 4, "Mixed"),
-        Case("affine encoder, inputs near 1e8", (weights_of(draw, 3, 4), 1e8 * draw(5, 4), "Affine")),
-    ]
 
 
 def denoiser_cases(draw):
@@ -527,448 +1049,6 @@ def denoiser_extremes(draw):
         (Case("data of size 0.001, sigma=0.0005", (1e-3 * data_with_mean(draw, 9, 3), 5e-4)), f64, 1e-9),
         (Case("data of size 1000, sigma=500", (1e3 * data_with_mean(draw, 9, 3), 500.0)), f64, 1e-9),
     ]
-
-
-# ---- tests of their own
-
-
-def kl_stability(task: Task, student: Student, draw: Draw) -> None:
-    """The last digits, rare activities, and finite numbers for units that are always 0 or always 1."""
-    stability(task, student, draw)
-    codes = activities(draw, 6, 3)
-    for name, value, nearly in (("never active", 0.0, 1e-5), ("always 1", 1.0, 1 - 1e-5)):
-        for rho, dtype in product((0.05, 0.5), (f64, f32)):
-            edge, near = codes.clone(), codes.clone()
-            edge[:, 1], near[:, 1] = value, nearly
-            where = f"a unit that is {name}, {str(dtype).removeprefix('torch.')}"
-            (leaf,) = prepared((edge,), dtype)
-            got = student(leaf.requires_grad_(), rho, where=where)
-            if not isinstance(got, Tensor) or not finite(got):
-                words = " Mind that in float32 the number 1 - 1e-8 is 1." if dtype is f32 else ""
-                raise Wrong(
-                    f"{task.name} ({where}): the price is not a finite number. Clamp the mean activity "
-                    f"before the logarithm.{words}"
-                )
-            if got < task.reference(near, rho) - 1e-3:
-                raise Wrong(
-                    f"{task.name} ({where}): this costs less than a unit that is nearly so. It must not "
-                    "be let off."
-                )
-            if not got.requires_grad:
-                raise Wrong(f"{task.name} ({where}): no gradient reaches codes.")
-            (slope,) = torch.autograd.grad(got, leaf)
-            if not finite(slope):
-                raise Wrong(
-                    f"{task.name} ({where}): the price is finite and its gradient is not. What a later step "
-                    "discards still has a slope: clamp before the logarithm, not after."
-                )
-
-
-# What a student may have used as the standard deviation.
-STANDARD_DEVIATIONS = [
-    ("sigma is squared: it is a standard deviation already", lambda s: s**2),
-    ("sigma is taken for the variance: its root is taken", lambda s: s**0.5),
-    ("sigma is not used", lambda s: 1.0),
-    ("sigma is halved", lambda s: s / 2),
-    ("sigma is doubled", lambda s: 2 * s),
-    ("noise is added twice", lambda s: math.sqrt(2) * s),
-    ("sigma divides the noise", lambda s: 1 / s),
-    ("sigma is taken for the log of the standard deviation", math.exp),
-    ("sigma is taken for the log of the variance", lambda s: math.exp(s / 2)),
-]
-UNIFORM = "the noise is uniform: torch.rand draws from [0, 1), torch.randn from the normal distribution"
-
-
-def corrupt_values(task: Task, student: Student, draw: Draw) -> None:
-    """Without noise the input; with noise the right moments, independent of x and between all entries."""
-    values(task, student, draw)
-    means, largest = [], 0.0
-    for size, dtype in (((300, 2, 6, 8), f64), ((4000, 7), f32)):
-        where = f"{task.name} (shape {size}, {str(dtype).removeprefix('torch.')})"
-        x = 3 * draw(*size) * (draw(*size) > 0)  # half of the entries are 0
-        sizes = {}
-        for sigma in (0.4, 1.7):
-            arguments = prepared((x, sigma, draw.seed()), dtype)
-            before = arguments[0].clone()
-            got = student(*arguments, where=f"shape {size}, sigma={sigma}")
-            if not isinstance(got, Tensor) or got.shape != x.shape or not finite(got):
-                raise Wrong(f"{where}: {shape(got)} is returned, or not all numbers are finite.")
-            if not torch.equal(before, arguments[0]):
-                raise Wrong(f"{where}: x is changed in place. Leave it as it is.")
-            if got.dtype != dtype:
-                raise Wrong(f"{where}: the result is {got.dtype}. Keep the type of x.")
-            noise = (got.to(f64) - before.to(f64)) / sigma
-            _refuse_dependent(where, noise, before.to(f64))
-            sizes[sigma] = noise
-            means.append(float(noise.mean().abs()) * math.sqrt(noise.numel()))
-            largest = max(largest, float(noise.abs().max()))
-        _refuse_size(where, sizes)
-    if largest < 3.7:  # by chance once in 10^15 times, among 170 000 numbers
-        raise Wrong(f"{task.name}: the noise has no large values: it is cut off, or not normal.")
-    if max(means) < 1e-3:  # by chance once in 10^12 times
-        raise Wrong(
-            f"{task.name}: the noise of a call has the mean 0 exactly, so that its entries depend on each "
-            "other. Do not standardise it."
-        )
-
-
-def _refuse_dependent(where: str, noise: Tensor, x: Tensor) -> None:
-    """Raise `Wrong` if the entries of the noise depend on each other or on the input."""
-    if (noise == 0).all():
-        raise Wrong(f"{where}: no noise is added, though sigma is not 0.")
-    centred = noise - noise.mean()
-    variance = centred.square().mean()
-    shared, far = [], []
-    for dim in range(noise.dim()):
-        one, other = (centred.narrow(dim, start, noise.shape[dim] - 1) for start in (0, 1))
-        shared.append(float((one * other).mean() / variance))
-        far.append(abs(shared[-1]) * math.sqrt(one.numel()))
-    if not max(far) < LIMIT:
-        # Noise that is shared along one dimension seems to be shared along others too, but less so.
-        dim = max(range(noise.dim()), key=lambda dim: abs(shared[dim]))
-        among = "the examples of the batch" if dim == 0 else f"the entries along dimension {dim}"
-        raise Wrong(f"{where}: {among} share their noise: draw for each of them.")
-    half = len(centred) // 2
-    for one, other in ((centred[:half], centred[half : 2 * half]), (centred, centred.flip(0))):
-        z = (one * other)[:half].mean() / variance * math.sqrt(one[:half].numel())
-        if not abs(z) < LIMIT:
-            raise Wrong(f"{where}: one half of the batch has the noise of the other: draw for each example.")
-    z = (centred * x).mean() / variance.sqrt() / x.square().mean().sqrt() * math.sqrt(x.numel())
-    if not abs(z) < LIMIT:
-        raise Wrong(f"{where}: the noise is correlated with x, as when x is scaled, clipped or replaced.")
-    zero = x == 0
-    one, other = noise[zero].square(), noise[~zero].square()
-    z = (one.mean() - other.mean()) / noise.square().mean() / math.sqrt(2 / len(one) + 2 / len(other))
-    if not abs(z) < LIMIT:
-        raise Wrong(f"{where}: the size of the noise depends on x. It is to be added, and not to multiply.")
-
-
-def _refuse_size(where: str, noises: dict[float, Tensor]) -> None:
-    """Raise `Wrong` unless the noise over sigma is standard normal."""
-    if any(abs(noise.mean()) * math.sqrt(noise.numel()) > LIMIT for noise in noises.values()):
-        middle = all(0.45 < noise.mean() < 0.55 for noise in noises.values())
-        raise Wrong(
-            f"{where}: the noise does not have the mean 0.{f' Probably {UNIFORM}.' if middle else ''}"
-        )
-    wrong = [
-        abs(noise.square().mean() - 1) > LIMIT * math.sqrt(2 / noise.numel()) for noise in noises.values()
-    ]
-    if any(wrong):
-        for clause, deviation in STANDARD_DEVIATIONS:
-            if all(
-                abs(noise.square().mean().sqrt() * sigma / deviation(sigma) - 1) < 0.03
-                for sigma, noise in noises.items()
-            ):
-                raise Wrong(f"{where}: the noise has the wrong size, as it has when {clause}.")
-        # A bounded distribution is no normal one, whatever its size.
-        narrow = all(noise.abs().max() < 2 * noise.square().mean().sqrt() for noise in noises.values())
-        words = " It is not normal either: torch.randn is." if narrow else ""
-        raise Wrong(f"{where}: the standard deviation of the noise is not sigma.{words}")
-    for noise in noises.values():
-        # The mean of a cosine tells distributions of the same variance apart, and is itself bounded.
-        spread_ = math.sqrt((1 + math.exp(-2)) / 2 - math.exp(-1))
-        z = (noise.cos().mean() - math.exp(-0.5)) / spread_ * math.sqrt(noise.numel())
-        if not abs(z) < LIMIT:
-            raise Wrong(f"{where}: the noise has the right variance and is not normal.")
-
-
-def corrupt_generator(task: Task, student: Student, draw: Draw) -> None:
-    x = draw(4, 5)
-    uses_generator(
-        student, lambda generator: student(x.clone(), 0.8, generator, where="a generator of our own")
-    )
-
-
-def losses_of_slips(model, x, sigma, generator):
-    """``(clause, loss)`` for what one may do wrong with the noise, each with one draw of it."""
-
-    def draw(like):
-        return torch.randn(like.shape, generator=generator, dtype=x.dtype)
-
-    def loss(output, target):
-        return (output - target).square().sum(1).mean()
-
-    e, other = draw(x), draw(x)
-    u = torch.rand(x.shape, generator=generator, dtype=x.dtype)
-    clean, noisy = model(x), x + sigma * e
-    right = model(noisy)
-    yield "the model is given the clean input", loss(clean, x)
-    yield "the target is the corrupted input: it is to be the clean one", loss(right, noisy)
-    yield (
-        "the noise is added to the output or to the target, and not to the input",
-        loss(clean + sigma * e, x),
-    )
-    yield "the output or the target is corrupted too, by another draw", loss(right + sigma * other, x)
-    yield "sigma is squared: it is a standard deviation already", loss(model(x + sigma**2 * e), x)
-    yield "sigma is taken for the variance: its root is taken", loss(model(x + sigma**0.5 * e), x)
-    yield "sigma is not used", loss(model(x + e), x)
-    yield "the examples of the batch share their noise", loss(model(x + sigma * e[:1]), x)
-    yield "the dimensions of an example share their noise", loss(model(x + sigma * e[:, :1]), x)
-    yield "one number is drawn for the whole batch", loss(model(x + sigma * e[0, 0]), x)
-    yield "the noise multiplies the input: it is to be added", loss(model(x * (1 + sigma * e)), x)
-    yield "the noise multiplies the input: it is to be added", loss(model(x * sigma * e), x)
-    yield "the model is given the noise alone", loss(model(sigma * e), x)
-    yield UNIFORM, loss(model(x + sigma * u), x)
-    yield UNIFORM, loss(model(x + sigma * (u - 0.5)), x)
-    yield UNIFORM, loss(model(x + sigma * (2 * u - 1)), x)
-    yield "the input is corrupted twice", loss(model(noisy + sigma * other), x)
-    yield "the corrupted input is clipped to [0, 1]", loss(model(noisy.clamp(0, 1)), x)
-    yield "the target is the model's output for the clean input", loss(right, clean)
-    yield "the target is the noise: the model is to return the clean input", loss(right, sigma * e)
-    yield "the target is the noise: the model is to return the clean input", loss(right, e)
-    yield "the output is taken for a correction, added to its input", loss(noisy + right, x)
-    yield "the model is not used", loss(noisy, x)
-    yield "the model is applied twice", loss(model(right), x)
-    yield "the mean of several draws goes into the model", loss(model(x + sigma * (e + other) / 2), x)
-    yield "the errors of several draws are added", loss(right, x) + loss(model(x + sigma * other), x)
-    yield "it is divided by sigma^2", loss(right, x) / sigma**2
-    yield "the output for the clean input is compared as well", loss(right, x) + loss(clean, x)
-    yield "the error for the clean input is averaged in", (loss(right, x) + loss(clean, x)) / 2
-
-
-def loss_values(task: Task, student: Student, draw: Draw) -> None:
-    """Without noise the squared error; with noise its exact expectation, and its variance over draws."""
-    values(task, student, draw)
-    calls, cases = 24, []
-    for batch, d, sigma, dtype in ((1000, 4, 0.6, f64), (600, 7, 1.5, f32), (1500, 1, 0.8, f64)):
-        weights, x = weights_of(draw, d, d), draw(batch, d) + 0.5 * draw(d)
-        seeds = [draw.seed() for _ in range(calls)]
-        cases.append((weights, x, sigma, dtype, seeds))
-    looks = []
-    for weights, x, sigma, dtype, seeds in cases:
-        where = f"{len(x)} examples of {x.shape[1]} dimensions, sigma={sigma}"
-        got = _losses(student, where, weights, x, sigma, dtype, seeds)
-        model = layer("Affine", weights)
-        error, weight = model(x) - x, weights[:, :-1]
-        # An affine map of normal noise: both moments are known exactly.
-        expected = error.square().sum(1).mean() + sigma**2 * weight.square().sum()
-        each = 4 * sigma**2 * (error @ weight).square().sum(1)
-        each = each + 2 * sigma**4 * (weight.mT @ weight).square().sum()
-        variance = each.mean() / len(x)
-        z = (got.mean() - expected) / (variance / calls).sqrt()
-        looks.append((where, got, float(z), float(got.var() / variance)))
-    for where, _, z, ratio in looks:
-        # The variance is that of 24 draws: by chance it is 6 times too large once in 10^14 times.
-        if not abs(z) < LIMIT or not ratio < 6:
-            raise Wrong(_about_noise(task, student, where, abs(z) < LIMIT, looks, cases))
-    _spread_of_losses(task, student, draw)
-
-
-def _spread_of_losses(task: Task, student: Student, draw: Draw) -> None:
-    """In the variance a copying model shows the noise's squares, one with an offset the noise itself."""
-    batch, sigma, calls = 48, 0.9, 600
-    x = draw(batch, 2)
-    for offset in (0.0, 4.0):
-        weights = torch.cat([torch.eye(2, dtype=f64), torch.full((2, 1), offset, dtype=f64)], 1)
-        seeds = [draw.seed() for _ in range(calls)]
-        got = _losses(student, "a model that copies", weights, x, sigma, f64, seeds)
-        variance = (4 * sigma**2 * 2 * offset**2 + 2 * sigma**4 * 2) / batch
-        if not abs(got.var() / variance - 1) < LIMIT * math.sqrt(2 / calls):
-            raise Wrong(
-                f"{task.name} (a model that copies): the loss differs from call to call by another amount "
-                "than with one draw of independent normal noise per number."
-            )
-
-
-def _losses(student: Student, where: str, weights, x, sigma, dtype, seeds) -> Tensor:
-    found = []
-    given = [prepared((layer("Affine", weights), x, sigma, seed), dtype) for seed in seeds]
-    results = student.each([(arguments, {}, where) for arguments in given])
-    for arguments, got in zip(given, results):
-        if not torch.equal(arguments[1], x.to(dtype)):
-            raise Wrong(f"{student.task.name} ({where}): x is changed in place. Leave it as it is.")
-        if not isinstance(got, Tensor) or got.dim() or not finite(got):
-            raise Wrong(f"{student.task.name} ({where}): {shape(got)} is returned, or it is not finite.")
-        found.append(got.detach().to(f64))
-    return torch.stack(found)
-
-
-def _about_noise(task: Task, student: Student, where: str, on_average: bool, looks, cases) -> str:
-    """What is wrong with the noise: the slip whose losses have the student's mean and variance."""
-    start = (
-        "right on average over many calls, but far too different from call to call."
-        if on_average
-        else "without noise all is right; with noise the loss is not what it is on average."
-    )
-    start = f"{task.name} ({where}): {start}"
-    scores: dict[str, list[float]] = {}
-    generator = torch.Generator().manual_seed(0)
-    for (_, got, _, _), (weights, x, sigma, _, seeds) in zip(looks, cases):
-        model = layer("Affine", weights)
-        for index, (clause, losses) in enumerate(_in_many_draws(model, x, sigma, generator, len(seeds))):
-            scores.setdefault(f"{index:02}{clause}", []).append(_distance(got, losses))
-        with contextlib.suppress(Wrong, RuntimeError):
-            own = student.other("corrupt")
-            noisy = [own(*prepared((x, sigma, seed), f64)) for seed in seeds]
-            losses = torch.stack([(model(one) - x).square().sum(1).mean() for one in noisy])
-            scores.setdefault("  your own corrupt, which it calls, is wrong", []).append(
-                _distance(got, losses)
-            )
-    worst = {clause: max(found) for clause, found in scores.items()}
-    close_ones = sorted(clause for clause, score in worst.items() if score < 30)
-    if not close_ones:
-        same_each_time = all(got.max() == got.min() for _, got, _, _ in looks)
-        return f"{start} All generators give the same loss." if same_each_time else start
-    # The student's own function comes first, since that is where to look.
-    best = close_ones[0] if close_ones[0].startswith(" ") else min(close_ones, key=worst.get)
-    return f"{start} These are the losses that one gets when {best[2:]}."
-
-
-def _in_many_draws(model, x, sigma, generator, calls: int) -> list[tuple[str, Tensor]]:
-    rows = [list(losses_of_slips(model, x, sigma, generator)) for _ in range(calls)]
-    return [(column[0][0], torch.stack([loss for _, loss in column])) for column in zip(*rows)]
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
-    """How far two sets of losses are apart in mean and spread: about chi-square with 2 degrees of freedom."""
-    tiny = 1e-5 * one.mean().abs()
-    z = (one.mean() - other.mean()) / (((one.var() + other.var()) / len(one)).sqrt() + tiny)
-    ratio = ((one.std() + tiny) / (other.std() + tiny)).log() * math.sqrt(len(one) - 1)
-    return float((z**2 + ratio**2).nan_to_num(math.inf))
-
-
-def loss_generator(task: Task, student: Student, draw: Draw) -> None:
-    model, x = layer("Affine", weights_of(draw, 4, 4)), draw(6, 4)
-
-    def call(generator):
-        return student(model.to(f64), x.clone(), 0.8, generator, where="a generator of our own")
-
-    uses_generator(student, call)
-
-
-# ---- the visible checks
-
-
-def scalar(student: Student, result) -> str:
-    """Why a result is not one number; "" when it is."""
-    if isinstance(result, float):
-        raise Wrong(
-            f"{student.task.name}: return a tensor, not a Python number, which has lost its gradient."
-        )
-    right = isinstance(result, Tensor) and result.dim() == 0
-    return "" if right else f"expected one number, a tensor of shape (), and got {shape(result)}"
-
-
-def close(one, other) -> bool:
-    one, other = (torch.as_tensor(result).detach().to(f64) for result in (one, other))
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-6)
-
-
-def line(start, stop, *size):
-    return torch.linspace(start, stop, math.prod(size)).reshape(size)
-
-
-def l1_properties(student: Student):
-    codes = line(-2, 3, 4, 5)
-    price = student(codes)
-    yield "one number", scalar(student, price)
-    yield "finite", "" if finite(price) else "the price is not finite"
-    yield (
-        "zero for codes of zeros",
-        "" if student(torch.zeros(4, 5)) == 0 else "a code of zeros costs nothing",
-    )
-    flipped = student(-codes)
-    yield "the same when all signs are flipped", "" if close(price, flipped) else "signs should not matter"
-    why = "" if close(student(3 * codes), 3 * price) else "codes 3 times as large should cost 3 times as much"
-    yield "proportional to the codes", why
-    twice = student(torch.cat([codes, codes]))
-    why = "" if close(twice, price) else "a batch that holds each example twice has the same mean"
-    yield "the same for the batch and two copies of it", why
-
-
-def kl_properties(student: Student):
-    codes = line(0.1, 0.8, 4, 5)
-    price = student(codes, 0.2)
-    yield "one number", scalar(student, price)
-    yield "finite", "" if finite(price) else "the price is not finite"
-    yield "positive", "" if price > 0 else "a divergence is positive when the activities miss the target"
-    why = "" if abs(student(torch.full((4, 5), 0.2), 0.2)) < 1e-4 else "units at the target cost nothing"
-    yield "zero at the target", why
-    by_turns = torch.tensor([[0.8, 0.0], [0.0, 0.0], [0.0, 0.5], [0.0, 0.3]])
-    why = (
-        ""
-        if abs(student(by_turns, 0.2)) < 1e-4
-        else "a unit that is active for a few examples, and at rest for the others, may be on target"
-    )
-    yield "zero where the target is met on average", why
-    twice = student(torch.cat([codes, codes]), 0.2)
-    why = "" if close(twice, price) else "a batch that holds each example twice has the same mean activity"
-    yield "the same for the batch and two copies of it", why
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def corrupt_properties(student: Student):
-    for size in ((6, 5), (3, 2, 4, 4)):
-        x = line(-1, 2, *size)
-        noisy = student(x, 0.5, seeded(1))
-        right = isinstance(noisy, Tensor) and noisy.shape == x.shape
-        why = "" if right else f"expected a tensor of shape {size}, like x, and got {shape(noisy)}"
-        yield f"{size}: the shape of x", why
-        yield f"{size}: finite", "" if finite(noisy) else "some numbers are not finite"
-        why = "" if torch.equal(x, line(-1, 2, *size)) else "x itself is changed: make a new tensor"
-        yield f"{size}: x is left as it is", why
-        why = "" if close(student(x, 0.0, seeded(1)), x) else "without noise, x should come back"
-        yield f"{size}: x itself when sigma is 0", why
-        again, other = student(x, 0.5, seeded(1)), student(x, 0.5, seeded(2))
-        why = (
-            ""
-            if torch.equal(noisy, again)
-            else "two generators with the same seed should draw the same noise"
-        )
-        yield f"{size}: the same noise from the same seed", why
-        why = "" if not torch.equal(noisy, other) else "another seed should draw other noise"
-        yield f"{size}: other noise from another seed", why
-
-
-def loss_properties(student: Student):
-    eye = torch.cat([torch.eye(3), torch.zeros(3, 1)], 1)
-    copy, x = layer("Affine", eye), line(-1, 2, 5, 3)
-    smooth = layer("Affine", 0.5 * eye)
-    loss = student(smooth, x, 0.5, seeded(1))
-    yield "one number", scalar(student, loss)
-    yield "finite and positive", "" if finite(loss) and loss > 0 else "the loss is a sum of squares"
-    free = student(copy, x, 0.0, seeded(1))
-    yield "zero for a copy, without noise", "" if abs(free) < 1e-8 else "without noise, a copy makes no error"
-    paid = student(copy, x, 0.5, seeded(1))
-    why = "" if paid > 0.01 else "a model that copies its input hands the noise on, and has to pay for it"
-    yield "not zero for a copy, with noise", why
-    again = student(smooth, x, 0.5, seeded(1))
-    why = "" if torch.equal(loss, again) else "two generators with the same seed should give the same loss"
-    yield "the same loss from the same seed", why
-    other = student(smooth, x, 0.5, seeded(2))
-    why = "" if not torch.equal(loss, other) else "another seed should draw other noise"
-    yield "another loss from another seed", why
-
-
-def contractive_properties(student: Student):
-    weights, x = line(-1, 1.5, 2, 4), line(-1, 2, 5, 3)
-    for kind in KINDS:
-        price = student(layer(kind, weights), x)
-        yield f"{kind}: one number", scalar(student, price)
-        right = finite(price) and price > 0
-        yield f"{kind}: finite and positive", "" if right else "this is a sum of squares that are not all 0"
-        rest = student(layer(kind, 0 * weights), x)
-        yield f"{kind}: zero for a constant code", "" if abs(rest) < 1e-8 else "a constant code has no slope"
-    twice = student(layer("Tanh", weights), torch.cat([x, x]))
-    price = student(layer("Tanh", weights), x)
-    why = "" if close(twice, price) else "a batch that holds each example twice has the same mean"
-    yield "the same for the batch and two copies of it", why
-    affine, moved = student(layer("Affine", weights), x), student(layer("Affine", weights), x + 1)
-    why = "" if close(affine, moved) else "the slope of an affine encoder does not depend on x"
-    yield "an affine encoder has the same slope everywhere", why
-    doubled = student(layer("Affine", 2 * weights), x)
-    why = "" if close(doubled, 4 * affine) else "a code twice as steep should cost 4 times as much"
-    yield "quadratic in the code", why
-    trained = student(layer("Tanh", weights.requires_grad_()), x)
-    if not trained.requires_grad:
-        raise Wrong(
-            "contractive_penalty: no gradient reaches the encoder, so that training would ignore this. Is "
-            "the graph of the first derivative kept?"
-        )
-    yield "it has a gradient for the encoder", ""
 
 
 def denoiser_properties(student: Student):
@@ -992,93 +1072,31 @@ def denoiser_properties(student: Student):
         yield f"sigma={sigma}: the mean stays", why
 
 
-# ---- the tasks
+OPTIMAL_LINEAR_DENOISER = Task(
+    name="optimal_linear_denoiser",
+    read="denoising#the-best-linear-denoiser",
+    reference=optimal_linear_denoiser,
+    slips=denoiser_slips,
+    properties=denoiser_properties,
+    cases=denoiser_cases,
+    probes=lambda draw: [
+        Case("", (data_with_mean(draw, 12, 3), 0.7)),
+        Case("", (data_with_mean(draw, 9, 4), 1.6)),
+    ],
+    extremes=denoiser_extremes,
+    hint="subtract the mean before products are formed: a difference of two large matrices loses its "
+    "digits. A jitter changes the answer",
+    tests={"values": values, "stability": stability},
+)
 
 TASKS = {
     task.name: task
     for task in (
-        Task(
-            name="l1_sparsity",
-            read="sparse#l1-the-price-that-still-has-a-slope",
-            reference=l1_sparsity,
-            slips=l1_slips,
-            properties=l1_properties,
-            cases=l1_cases,
-            probes=lambda draw: [Case("", (1.3 * draw(5, 3),)), Case("", (draw(4, 6),))],
-            extremes=l1_extremes,
-            differentiate=(0,),
-            hint="take the absolute value itself, not the root of a square, which has no slope at 0",
-            tests={"values": values, "gradients": gradients, "stability": stability},
-        ),
-        Task(
-            name="kl_sparsity",
-            read="sparse#a-target-for-the-mean-activity",
-            reference=kl_sparsity,
-            slips=kl_slips,
-            properties=kl_properties,
-            cases=kl_cases,
-            # Small activities, of which even the sum over the batch is less than 1.
-            probes=lambda draw: [
-                Case("", (draw(5, 3, low=0.01, high=0.16), 0.12)),
-                Case("", (draw(4, 6, low=0.01, high=0.2), 0.3)),
-            ],
-            extremes=kl_extremes,
-            differentiate=(0,),
-            hint="clamp the mean activity, no further than to 1e-6 from 0 and 1. An epsilon added, and "
-            "a clamp of the codes themselves, change other values too",
-            forbidden=READY_MADE_KL,
-            tests={"values": values, "gradients": gradients, "stability": kl_stability},
-        ),
-        Task(
-            name="corrupt",
-            read="denoising#four-ways-to-damage-an-image",
-            reference=corrupt,
-            slips=corrupt_slips,
-            properties=corrupt_properties,
-            cases=corrupt_cases,
-            forbidden=READY_MADE_NOISE,
-            tests={"values": corrupt_values, "generator": corrupt_generator},
-        ),
-        Task(
-            name="denoising_loss",
-            read="denoising#the-target-is-the-clean-input",
-            reference=denoising_loss,
-            slips=loss_slips,
-            properties=loss_properties,
-            cases=loss_cases,
-            probes=lambda draw: loss_cases(draw)[:2],
-            differentiate=(0,),
-            build=built_loss,
-            forbidden=READY_MADE_NOISE,
-            tests={"values": loss_values, "gradients": gradients, "generator": loss_generator},
-        ),
-        Task(
-            name="contractive_penalty",
-            read="denoising#contractive-autoencoders",
-            reference=contractive_penalty,
-            slips=contractive_slips,
-            properties=contractive_properties,
-            cases=contractive_cases,
-            probes=lambda draw: contractive_cases(draw)[:3],
-            differentiate=(0,),
-            build=built_encoder,
-            tests={"values": values, "gradients": gradients},
-        ),
-        Task(
-            name="optimal_linear_denoiser",
-            read="denoising#the-best-linear-denoiser",
-            reference=optimal_linear_denoiser,
-            slips=denoiser_slips,
-            properties=denoiser_properties,
-            cases=denoiser_cases,
-            probes=lambda draw: [
-                Case("", (data_with_mean(draw, 12, 3), 0.7)),
-                Case("", (data_with_mean(draw, 9, 4), 1.6)),
-            ],
-            extremes=denoiser_extremes,
-            hint="subtract the mean before products are formed: a difference of two large matrices loses its "
-            "digits. A jitter changes the answer",
-            tests={"values": values, "stability": stability},
-        ),
+        L1_SPARSITY,
+        KL_SPARSITY,
+        CORRUPT,
+        DENOISING_LOSS,
+        CONTRACTIVE_PENALTY,
+        OPTIMAL_LINEAR_DENOISER,
     )
 }

@@ -24,37 +24,14 @@ from aecourse.checks.core import (
     stability,
     values,
 )
+from aecourse.checks.parts import line
+
+# ---- shared by several tasks
+# Slips yield what to tell and the terms (batch, ...) that it leads to, before any sum; the first is right.
+# `partial` combines them with the usual reductions and scales.
 
 READY_MADE = ("torch.distributions.kl",)
 TESTS = {"values": values, "gradients": gradients, "stability": stability}
-
-# ---- the right answers, by another road than the model solution's
-
-
-def gaussian_kl(mean, logvar):
-    prior = Normal(torch.zeros_like(mean), torch.ones_like(mean))
-    return kl.kl_divergence(Normal(mean, (logvar / 2).exp()), prior).sum(-1)
-
-
-def full_gaussian_kl(mean, cov):
-    prior = MultivariateNormal(torch.zeros_like(mean), torch.eye(mean.shape[1], dtype=cov.dtype))
-    return kl.kl_divergence(MultivariateNormal(mean, cov), prior)
-
-
-def bernoulli(x, logits):
-    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
-
-
-def gaussian(x, mean, logvar):
-    return Normal(mean, (logvar / 2).exp()).log_prob(x).flatten(1).sum(1)
-
-
-def elbo(x, logits, mean, logvar, beta=1.0):
-    return bernoulli(x, logits) - beta * gaussian_kl(mean, logvar)
-
-
-# ---- the slips: what to tell, and the terms (batch, ...) that it leads to, before any sum.
-# The first of each list is right. The reductions and scales below are combined with every one.
 
 
 def partly_halved(*terms):
@@ -63,6 +40,57 @@ def partly_halved(*terms):
         if len(set(halves)) == 2:
             total = sum(half * term for half, term in zip(halves, terms))
             yield "the half multiplies only a part of the bracket", total
+
+
+def partial(slips, scales):
+    """The slips of a task, with every usual reduction and these scales."""
+    return lambda *arguments: spread(slips(*arguments), scales=scales)
+
+
+def latents(draw, batch, k):
+    return 1.3 * draw(batch, k), 0.9 * draw(batch, k) - 0.4
+
+
+def grey(draw, *size):
+    return draw(*size, low=0, high=1), 2 * draw(*size)
+
+
+# For naming mistakes: logits in (0, 1) and positive log-variances, so that taking them for probabilities or
+# for variances leads to numbers and not to NaN.
+def likely(draw, *size):
+    return draw(*size, low=0.1, high=0.9)
+
+
+def positive(draw, *size):
+    return draw(*size, low=0.3, high=1.7)
+
+
+def rows(*examples):
+    """Extreme inputs, one kind per row: a huge number must not drown the others of its sum."""
+    return torch.tensor(examples, dtype=f64)
+
+
+LOG_VARIANCES = rows([-60, -60, -60], [60, 60, 60], [-60, 0, 0], [60, 0, 0], [-25, 8, -8], [-60, -30, 0])
+OFFSETS = rows([0, 1, -2], [0, 1, -2], [0.5, 0.3, 0], [100, 1, -1], [1, -30, 0.1], [1e-6, 1, 0])
+NO_LOG = "the log-variance is given: no log need be taken, and no epsilon or clamp is needed"
+
+
+def per_example(result, batch: int) -> str:
+    """Why a result is not one number per example; "" when it is."""
+    right = isinstance(result, Tensor) and result.shape == (batch,)
+    return (
+        ""
+        if right
+        else f"expected one number per example, a tensor of shape ({batch},), and got {shape(result)}"
+    )
+
+
+# ---- gaussian_kl(mean, logvar): of a diagonal Gaussian from the prior
+
+
+def gaussian_kl(mean, logvar):
+    prior = Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    return kl.kl_divergence(Normal(mean, (logvar / 2).exp()), prior).sum(-1)
 
 
 def gaussian_kl_slips(m, s):
@@ -100,6 +128,55 @@ def gaussian_kl_slips(m, s):
     yield "the distributions are swapped: KL(prior || q)", 0.5 * ((1 + mm) / v + s - 1)
     yield "mean and logvar are swapped", 0.5 * (s**2 + m.exp() - m - 1)
     yield from partly_halved(mm, v, -s, -1)
+
+
+def kl_cases(draw):
+    return [
+        Case("5 examples of 3 latents", latents(draw, 5, 3)),
+        Case("a batch of one", latents(draw, 1, 4)),
+        Case("a single latent", latents(draw, 4, 1)),
+        Case("3 examples of 20 latents", latents(draw, 3, 20)),
+    ]
+
+
+def kl_properties(student: Student):
+    d = student(line(-2, 2, 5, 3), line(1, -3, 5, 3))
+    yield "one number per example", per_example(d, 5)
+    again = student(line(-2, 2, 5, 3), line(1, -3, 5, 3))
+    yield "the same at a second call", "" if torch.equal(d, again) else "two calls give different numbers"
+    yield "finite", "" if finite(d) else "some divergences are not finite"
+    yield "never negative", "" if (d > 0).all() else "a divergence is positive when q is not the prior"
+    prior = student(torch.zeros(4, 3), torch.zeros(4, 3))
+    yield (
+        "zero at the prior",
+        "" if (prior.abs() < 1e-5).all() else "the divergence of the prior from itself is 0",
+    )
+
+
+GAUSSIAN_KL = Task(
+    name="gaussian_kl",
+    read="vae#the-price-of-a-code-kl-between-gaussians",
+    reference=gaussian_kl,
+    slips=partial(gaussian_kl_slips, KL_SCALES),
+    properties=kl_properties,
+    cases=kl_cases,
+    probes=lambda draw: [Case("", (draw(5, 3), positive(draw, 5, 3)))],
+    extremes=lambda draw: [
+        (Case("log-variances up to 60", (OFFSETS, LOG_VARIANCES)), f32, 1e-4),
+        (Case("log-variances up to 60", (OFFSETS, LOG_VARIANCES)), f64, 1e-9),
+    ],
+    differentiate=(0, 1),
+    hint=NO_LOG,
+    forbidden=READY_MADE,
+    tests=TESTS,
+)
+
+# ---- full_gaussian_kl(mean, cov): of a Gaussian with a full covariance from the prior
+
+
+def full_gaussian_kl(mean, cov):
+    prior = MultivariateNormal(torch.zeros_like(mean), torch.eye(mean.shape[1], dtype=cov.dtype))
+    return kl.kl_divergence(MultivariateNormal(mean, cov), prior)
 
 
 def full_gaussian_kl_slips(m, cov):
@@ -148,6 +225,85 @@ def full_gaussian_kl_slips(m, cov):
         yield clause, (value[:, None] / m.shape[1]).expand_as(m)  # so that a mean over latents shows
 
 
+def covariance(root, floor=0.3):
+    """A symmetric positive definite matrix for each (k, k) root: gradients are taken through it.
+
+    No eigenvalue lies below the floor.
+    """
+    matrix = root @ root.mT
+    return (matrix + matrix.mT) / 2 + floor * torch.eye(root.shape[-1], dtype=root.dtype)
+
+
+def roots(draw, batch, k):
+    return draw(batch, k), draw(batch, k, k) / k**0.5
+
+
+def full_cases(draw):
+    return [
+        Case("5 examples of 3 latents", roots(draw, 5, 3)),
+        Case("a batch of one", roots(draw, 1, 4)),
+        Case("a single latent", roots(draw, 4, 1)),
+        Case("3 examples of 8 latents", roots(draw, 3, 8)),
+    ]
+
+
+SPREAD = torch.linspace(1, 2, 64, dtype=f64)
+
+
+def rotated(draw, eigenvalues):
+    """The roots of three full covariances with these eigenvalues."""
+    return torch.linalg.qr(draw(3, len(eigenvalues), len(eigenvalues)))[0] * eigenvalues.sqrt()
+
+
+def full_extremes(draw):
+    return [
+        (Case("64 latents of small variance", (draw(3, 64), rotated(draw, 1e-12 * SPREAD), 0.0)), f64, 1e-9),
+        (Case("64 latents of large variance", (draw(3, 64), rotated(draw, 1e12 * SPREAD), 0.0)), f64, 1e-9),
+        # A nearly singular matrix does not determine its own determinant to more than this.
+        (
+            Case("nearly singular covariances", (draw(3, 4), rotated(draw, rows(2, 1, 0.5, 3e-10)), 0.0)),
+            f64,
+            1e-6,
+        ),
+    ]
+
+
+def full_properties(student: Student):
+    eye = torch.eye(3).repeat(5, 1, 1)
+    d = student(line(-2, 2, 5, 3), covariance(line(-1, 1, 5, 3, 3)))
+    yield "one number per example", per_example(d, 5)
+    yield "finite", "" if finite(d) else "some divergences are not finite"
+    yield "never negative", "" if (d > 0).all() else "a divergence is positive when q is not the prior"
+    prior = student(torch.zeros(5, 3), eye)
+    yield (
+        "zero at the prior",
+        "" if (prior.abs() < 1e-5).all() else "the divergence of the prior from itself is 0",
+    )
+
+
+FULL_GAUSSIAN_KL = Task(
+    name="full_gaussian_kl",
+    read="elbo#the-kl-between-gaussians",
+    reference=full_gaussian_kl,
+    slips=partial(full_gaussian_kl_slips, KL_SCALES),
+    properties=full_properties,
+    cases=full_cases,
+    probes=lambda draw: [Case("", roots(draw, 5, 3))],
+    extremes=full_extremes,
+    differentiate=(0, 1),
+    build=lambda mean, root, floor=0.3: (mean, covariance(root, floor)),
+    hint="a determinant under- or overflows where its log does not, and a jitter changes the answer",
+    forbidden=READY_MADE,
+    tests=TESTS,
+)
+
+# ---- bernoulli_log_likelihood(x, logits): of grey values too
+
+
+def bernoulli(x, logits):
+    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
+
+
 def bernoulli_slips(x, a):
     p, log_p, log_q = a.sigmoid(), F.logsigmoid(a), F.logsigmoid(-a)
     yield "", x * log_p + (1 - x) * log_q
@@ -170,6 +326,66 @@ def bernoulli_slips(x, a):
     yield "it is a squared error, not a Bernoulli likelihood", -((x - a) ** 2)
     yield "x is taken to be 0 or 1, as in log sigmoid((2x - 1) a)", F.logsigmoid((2 * x - 1) * a)
     yield "it is the continuous Bernoulli, with a normaliser", ContinuousBernoulli(logits=a).log_prob(x)
+
+
+def binary(draw, *size):
+    return draw(*size, low=0, high=1).round(), 2 * draw(*size)
+
+
+def bernoulli_cases(draw):
+    return [
+        Case("grey images (4, 2, 3, 5)", grey(draw, 4, 2, 3, 5)),
+        Case("grey vectors (5, 7)", grey(draw, 5, 7)),
+        Case("black and white vectors (5, 7)", binary(draw, 5, 7)),
+        Case("a batch of one", grey(draw, 1, 6)),
+        Case("one pixel (4, 1)", grey(draw, 4, 1)),
+        Case("images (3, 1, 28, 28)", grey(draw, 3, 1, 28, 28)),
+    ]
+
+
+INK = rows([1, 0.3, 0], [0, 1, 0.7], [0, 1, 0.5], [0.25, 0.75, 0], [1, 0, 1], [1, 0, 0.5])
+SURE = rows([1e4, 1, -1], [-1e4, 1, -1], [1e4, -1e4, 0], [-1e4, 1e4, 0], [30, -30, 90], [-45, 45, -200])
+
+
+def bernoulli_properties(student: Student):
+    for size in ((5, 8), (5, 1, 4, 2)):
+        x, logits = line(0, 1, *size), line(3, -2, *size)
+        log_p = student(x, logits)
+        yield f"{size}: one number per example", per_example(log_p, 5)
+        yield f"{size}: finite", "" if finite(log_p) else "some values are not finite"
+        yield (
+            f"{size}: never positive",
+            "" if (log_p < 0).all() else "the log of a probability is not positive",
+        )
+        closer = student(x, logits + 0.1 * (x - logits.sigmoid()))
+        why = "" if (closer > log_p).all() else "logits that lean more to x should make x more likely"
+        yield f"{size}: better when the logits lean to x", why
+
+
+BERNOULLI_LOG_LIKELIHOOD = Task(
+    name="bernoulli_log_likelihood",
+    read="design#bernoulli-on-grey-values",
+    reference=bernoulli,
+    slips=partial(bernoulli_slips, BOUND_SCALES),
+    properties=bernoulli_properties,
+    cases=bernoulli_cases,
+    probes=lambda draw: [
+        Case("", (draw(*size, low=0, high=1), likely(draw, *size))) for size in ((5, 7), (5, 2, 3, 4))
+    ],
+    extremes=lambda draw: [
+        (Case("logits up to 10000", (INK, SURE)), f32, 1e-4),
+        (Case("logits up to 10000", (INK, SURE)), f64, 1e-9),
+    ],
+    differentiate=(1,),
+    hint="stay with the logits: once a sigmoid has rounded to 0 or 1, its log cannot be saved",
+    tests=TESTS,
+)
+
+# ---- gaussian_log_likelihood(x, mean, logvar): with a variance for each dimension
+
+
+def gaussian(x, mean, logvar):
+    return Normal(mean, (logvar / 2).exp()).log_prob(x).flatten(1).sum(1)
 
 
 def gaussian_slips(x, m, s):
@@ -216,6 +432,66 @@ def gaussian_slips(x, m, s):
     yield from partly_halved(-c, -s, -e / v)
 
 
+def real(draw, *size):
+    # Near enough to the mean for the density itself, not only its log, to be a float32.
+    return 0.7 * draw(*size), 0.7 * draw(*size), 0.5 * draw(*size) - 0.2
+
+
+def gaussian_cases(draw):
+    return [
+        Case("images (4, 2, 3, 5)", real(draw, 4, 2, 3, 5)),
+        Case("vectors (5, 7)", real(draw, 5, 7)),
+        Case("a batch of one", real(draw, 1, 6)),
+        Case("one dimension (4, 1)", real(draw, 4, 1)),
+        Case("images (3, 1, 28, 28)", real(draw, 3, 1, 28, 28)),
+    ]
+
+
+def gaussian_extremes(draw):
+    ones = torch.ones_like(OFFSETS)
+    return [
+        # In float32 up to 40: beyond, a gradient through 1 / variance overflows in code that is right.
+        (Case("log-variances up to 40", (OFFSETS + 1, ones, LOG_VARIANCES * 2 / 3)), f32, 1e-4),
+        (Case("log-variances up to 60", (OFFSETS + 1, ones, LOG_VARIANCES)), f64, 1e-9),
+    ]
+
+
+def gaussian_properties(student: Student):
+    for size in ((5, 8), (5, 2, 2, 2)):
+        x, mean, logvar = line(-1, 2, *size), line(1, -1, *size), line(-2, 1, *size)
+        log_p = student(x, mean, logvar)
+        yield f"{size}: one number per example", per_example(log_p, 5)
+        yield f"{size}: finite", "" if finite(log_p) else "some values are not finite"
+        moved = student(x + 2, mean + 2, logvar)
+        why = "" if torch.allclose(moved, log_p, rtol=1e-4) else "only the difference x - mean should matter"
+        yield f"{size}: unchanged when x and mean move together", why
+        peak = student(mean, mean, logvar)
+        yield f"{size}: largest at the mean", "" if (peak > log_p).all() else "the density peaks at its mean"
+
+
+GAUSSIAN_LOG_LIKELIHOOD = Task(
+    name="gaussian_log_likelihood",
+    read="design#squared-error-is-a-gaussian-likelihood",
+    reference=gaussian,
+    slips=partial(gaussian_slips, BOUND_SCALES),
+    properties=gaussian_properties,
+    cases=gaussian_cases,
+    probes=lambda draw: [
+        Case("", (draw(*size), draw(*size), positive(draw, *size))) for size in ((5, 7), (5, 2, 3, 4))
+    ],
+    extremes=gaussian_extremes,
+    differentiate=(1, 2),
+    hint=f"{NO_LOG}; and a rounded constant is not log 2 pi",
+    tests=TESTS,
+)
+
+# ---- elbo(x, logits, mean, logvar, beta): composed of bernoulli_log_likelihood and gaussian_kl
+
+
+def elbo(x, logits, mean, logvar, beta=1.0):
+    return bernoulli(x, logits) - beta * gaussian_kl(mean, logvar)
+
+
 def elbo_slips(x, a, m, s, beta=None):
     def formulas(b):
         ll, d, n, k = bernoulli(x, a), gaussian_kl(m, s), x[0].numel(), m.shape[1]
@@ -258,112 +534,6 @@ def elbo_slips(x, a, m, s, beta=None):
 WHOLE_BOUND = [(words, reduce) for words, reduce in REDUCTIONS if not words.endswith("are not summed")]
 
 
-def partial(slips, scales):
-    """The slips of a task, with every usual reduction and these scales."""
-    return lambda *arguments: spread(slips(*arguments), scales=scales)
-
-
-# ---- the inputs
-
-
-def covariance(root, floor=0.3):
-    """A symmetric positive definite matrix for each (k, k) root: gradients are taken through it.
-
-    No eigenvalue lies below the floor.
-    """
-    matrix = root @ root.mT
-    return (matrix + matrix.mT) / 2 + floor * torch.eye(root.shape[-1], dtype=root.dtype)
-
-
-def latents(draw, batch, k):
-    return 1.3 * draw(batch, k), 0.9 * draw(batch, k) - 0.4
-
-
-def roots(draw, batch, k):
-    return draw(batch, k), draw(batch, k, k) / k**0.5
-
-
-def grey(draw, *size):
-    return draw(*size, low=0, high=1), 2 * draw(*size)
-
-
-def real(draw, *size):
-    # Near enough to the mean for the density itself, not only its log, to be a float32.
-    return 0.7 * draw(*size), 0.7 * draw(*size), 0.5 * draw(*size) - 0.2
-
-
-def binary(draw, *size):
-    return draw(*size, low=0, high=1).round(), 2 * draw(*size)
-
-
-# For naming mistakes: logits in (0, 1) and positive log-variances, so that taking them for probabilities or
-# for variances leads to numbers and not to NaN.
-def likely(draw, *size):
-    return draw(*size, low=0.1, high=0.9)
-
-
-def positive(draw, *size):
-    return draw(*size, low=0.3, high=1.7)
-
-
-def rows(*examples):
-    """Extreme inputs, one kind per row: a huge number must not drown the others of its sum."""
-    return torch.tensor(examples, dtype=f64)
-
-
-def rotated(draw, eigenvalues):
-    """The roots of three full covariances with these eigenvalues."""
-    return torch.linalg.qr(draw(3, len(eigenvalues), len(eigenvalues)))[0] * eigenvalues.sqrt()
-
-
-LOG_VARIANCES = rows([-60, -60, -60], [60, 60, 60], [-60, 0, 0], [60, 0, 0], [-25, 8, -8], [-60, -30, 0])
-OFFSETS = rows([0, 1, -2], [0, 1, -2], [0.5, 0.3, 0], [100, 1, -1], [1, -30, 0.1], [1e-6, 1, 0])
-SURE = rows([1e4, 1, -1], [-1e4, 1, -1], [1e4, -1e4, 0], [-1e4, 1e4, 0], [30, -30, 90], [-45, 45, -200])
-INK = rows([1, 0.3, 0], [0, 1, 0.7], [0, 1, 0.5], [0.25, 0.75, 0], [1, 0, 1], [1, 0, 0.5])
-SPREAD = torch.linspace(1, 2, 64, dtype=f64)
-SINGULAR = rows(2, 1, 0.5, 3e-10)
-NO_LOG = "the log-variance is given: no log need be taken, and no epsilon or clamp is needed"
-
-
-def kl_cases(draw):
-    return [
-        Case("5 examples of 3 latents", latents(draw, 5, 3)),
-        Case("a batch of one", latents(draw, 1, 4)),
-        Case("a single latent", latents(draw, 4, 1)),
-        Case("3 examples of 20 latents", latents(draw, 3, 20)),
-    ]
-
-
-def full_cases(draw):
-    return [
-        Case("5 examples of 3 latents", roots(draw, 5, 3)),
-        Case("a batch of one", roots(draw, 1, 4)),
-        Case("a single latent", roots(draw, 4, 1)),
-        Case("3 examples of 8 latents", roots(draw, 3, 8)),
-    ]
-
-
-def bernoulli_cases(draw):
-    return [
-        Case("grey images (4, 2, 3, 5)", grey(draw, 4, 2, 3, 5)),
-        Case("grey vectors (5, 7)", grey(draw, 5, 7)),
-        Case("black and white vectors (5, 7)", binary(draw, 5, 7)),
-        Case("a batch of one", grey(draw, 1, 6)),
-        Case("one pixel (4, 1)", grey(draw, 4, 1)),
-        Case("images (3, 1, 28, 28)", grey(draw, 3, 1, 28, 28)),
-    ]
-
-
-def gaussian_cases(draw):
-    return [
-        Case("images (4, 2, 3, 5)", real(draw, 4, 2, 3, 5)),
-        Case("vectors (5, 7)", real(draw, 5, 7)),
-        Case("a batch of one", real(draw, 1, 6)),
-        Case("one dimension (4, 1)", real(draw, 4, 1)),
-        Case("images (3, 1, 28, 28)", real(draw, 3, 1, 28, 28)),
-    ]
-
-
 def elbo_cases(draw):
     return [
         Case("beta left out", (*grey(draw, 3, 7), *latents(draw, 3, 5))),
@@ -373,100 +543,6 @@ def elbo_cases(draw):
         Case("4 as fifth argument", (*grey(draw, 3, 7), *latents(draw, 3, 5), 4)),
         Case("a KL near zero", (*grey(draw, 3, 7), *(0.1 * part for part in latents(draw, 3, 5)))),
     ]
-
-
-def full_extremes(draw):
-    return [
-        (Case("64 latents of small variance", (draw(3, 64), rotated(draw, 1e-12 * SPREAD), 0.0)), f64, 1e-9),
-        (Case("64 latents of large variance", (draw(3, 64), rotated(draw, 1e12 * SPREAD), 0.0)), f64, 1e-9),
-        # A nearly singular matrix does not determine its own determinant to more than this.
-        (
-            Case("nearly singular covariances", (draw(3, 4), rotated(draw, rows(2, 1, 0.5, 3e-10)), 0.0)),
-            f64,
-            1e-6,
-        ),
-    ]
-
-
-def gaussian_extremes(draw):
-    one = torch.ones_like(OFFSETS)
-    return [
-        # In float32 up to 40: beyond, a gradient through 1 / variance overflows in code that is right.
-        (Case("log-variances up to 40", (OFFSETS + 1, one, LOG_VARIANCES * 2 / 3)), f32, 1e-4),
-        (Case("log-variances up to 60", (OFFSETS + 1, one, LOG_VARIANCES)), f64, 1e-9),
-    ]
-
-
-# ---- the visible checks
-
-
-def per_example(result, batch: int) -> str:
-    """Why a result is not one number per example; "" when it is."""
-    right = isinstance(result, Tensor) and result.shape == (batch,)
-    return (
-        ""
-        if right
-        else f"expected one number per example, a tensor of shape ({batch},), and got {shape(result)}"
-    )
-
-
-def line(start, stop, *size):
-    return torch.linspace(start, stop, math.prod(size)).reshape(size)
-
-
-def kl_properties(student: Student):
-    d = student(line(-2, 2, 5, 3), line(1, -3, 5, 3))
-    yield "one number per example", per_example(d, 5)
-    again = student(line(-2, 2, 5, 3), line(1, -3, 5, 3))
-    yield "the same at a second call", "" if torch.equal(d, again) else "two calls give different numbers"
-    yield "finite", "" if finite(d) else "some divergences are not finite"
-    yield "never negative", "" if (d > 0).all() else "a divergence is positive when q is not the prior"
-    prior = student(torch.zeros(4, 3), torch.zeros(4, 3))
-    yield (
-        "zero at the prior",
-        "" if (prior.abs() < 1e-5).all() else "the divergence of the prior from itself is 0",
-    )
-
-
-def full_properties(student: Student):
-    eye = torch.eye(3).repeat(5, 1, 1)
-    d = student(line(-2, 2, 5, 3), covariance(line(-1, 1, 5, 3, 3)))
-    yield "one number per example", per_example(d, 5)
-    yield "finite", "" if finite(d) else "some divergences are not finite"
-    yield "never negative", "" if (d > 0).all() else "a divergence is positive when q is not the prior"
-    prior = student(torch.zeros(5, 3), eye)
-    yield (
-        "zero at the prior",
-        "" if (prior.abs() < 1e-5).all() else "the divergence of the prior from itself is 0",
-    )
-
-
-def bernoulli_properties(student: Student):
-    for size in ((5, 8), (5, 1, 4, 2)):
-        x, logits = line(0, 1, *size), line(3, -2, *size)
-        log_p = student(x, logits)
-        yield f"{size}: one number per example", per_example(log_p, 5)
-        yield f"{size}: finite", "" if finite(log_p) else "some values are not finite"
-        yield (
-            f"{size}: never positive",
-            "" if (log_p < 0).all() else "the log of a probability is not positive",
-        )
-        closer = student(x, logits + 0.1 * (x - logits.sigmoid()))
-        why = "" if (closer > log_p).all() else "logits that lean more to x should make x more likely"
-        yield f"{size}: better when the logits lean to x", why
-
-
-def gaussian_properties(student: Student):
-    for size in ((5, 8), (5, 2, 2, 2)):
-        x, mean, logvar = line(-1, 2, *size), line(1, -1, *size), line(-2, 1, *size)
-        log_p = student(x, mean, logvar)
-        yield f"{size}: one number per example", per_example(log_p, 5)
-        yield f"{size}: finite", "" if finite(log_p) else "some values are not finite"
-        moved = student(x + 2, mean + 2, logvar)
-        why = "" if torch.allclose(moved, log_p, rtol=1e-4) else "only the difference x - mean should matter"
-        yield f"{size}: unchanged when x and mean move together", why
-        peak = student(mean, mean, logvar)
-        yield f"{size}: largest at the mean", "" if (peak > log_p).all() else "the density peaks at its mean"
 
 
 def elbo_properties(student: Student):
@@ -484,98 +560,31 @@ def elbo_properties(student: Student):
     yield "a larger beta costs more", "" if (dearer < bound).all() else "a larger beta must cost more"
 
 
-# ---- the tasks
+ELBO = Task(
+    name="elbo",
+    read="elbo#first-route-an-average-of-the-evidence",
+    reference=elbo,
+    slips=lambda *arguments, **keywords: spread(
+        elbo_slips(*arguments, **keywords), WHOLE_BOUND, BOUND_SCALES
+    ),
+    properties=elbo_properties,
+    cases=elbo_cases,
+    probes=lambda draw: [
+        Case(
+            "",
+            (draw(5, 7, low=0, high=1), likely(draw, 5, 7), draw(5, 3), positive(draw, 5, 3)),
+            keywords,
+        )
+        for keywords in ({}, {"beta": 0.25}, {"beta": 4.0})
+    ],
+    differentiate=(1, 2, 3),
+    own=("bernoulli_log_likelihood", "gaussian_kl"),
+    composed=lambda own, x, a, m, s, beta=1.0: own[0](x, a) - beta * own[1](m, s),
+    forbidden=READY_MADE,
+    tests={"values": values, "gradients": gradients},
+)
 
 TASKS = {
     task.name: task
-    for task in (
-        Task(
-            name="gaussian_kl",
-            read="vae#the-price-of-a-code-kl-between-gaussians",
-            reference=gaussian_kl,
-            slips=partial(gaussian_kl_slips, KL_SCALES),
-            properties=kl_properties,
-            cases=kl_cases,
-            probes=lambda draw: [Case("", (draw(5, 3), positive(draw, 5, 3)))],
-            extremes=lambda draw: [
-                (Case("log-variances up to 60", (OFFSETS, LOG_VARIANCES)), f32, 1e-4),
-                (Case("log-variances up to 60", (OFFSETS, LOG_VARIANCES)), f64, 1e-9),
-            ],
-            differentiate=(0, 1),
-            hint=NO_LOG,
-            forbidden=READY_MADE,
-            tests=TESTS,
-        ),
-        Task(
-            name="full_gaussian_kl",
-            read="elbo#the-kl-between-gaussians",
-            reference=full_gaussian_kl,
-            slips=partial(full_gaussian_kl_slips, KL_SCALES),
-            properties=full_properties,
-            cases=full_cases,
-            probes=lambda draw: [Case("", roots(draw, 5, 3))],
-            extremes=full_extremes,
-            differentiate=(0, 1),
-            build=lambda mean, root, floor=0.3: (mean, covariance(root, floor)),
-            hint="a determinant under- or overflows where its log does not, and a jitter changes the answer",
-            forbidden=READY_MADE,
-            tests=TESTS,
-        ),
-        Task(
-            name="bernoulli_log_likelihood",
-            read="design#bernoulli-on-grey-values",
-            reference=bernoulli,
-            slips=partial(bernoulli_slips, BOUND_SCALES),
-            properties=bernoulli_properties,
-            cases=bernoulli_cases,
-            probes=lambda draw: [
-                Case("", (draw(*size, low=0, high=1), likely(draw, *size))) for size in ((5, 7), (5, 2, 3, 4))
-            ],
-            extremes=lambda draw: [
-                (Case("logits up to 10000", (INK, SURE)), f32, 1e-4),
-                (Case("logits up to 10000", (INK, SURE)), f64, 1e-9),
-            ],
-            differentiate=(1,),
-            hint="stay with the logits: once a sigmoid has rounded to 0 or 1, its log cannot be saved",
-            tests=TESTS,
-        ),
-        Task(
-            name="gaussian_log_likelihood",
-            read="design#squared-error-is-a-gaussian-likelihood",
-            reference=gaussian,
-            slips=partial(gaussian_slips, BOUND_SCALES),
-            properties=gaussian_properties,
-            cases=gaussian_cases,
-            probes=lambda draw: [
-                Case("", (draw(*size), draw(*size), positive(draw, *size))) for size in ((5, 7), (5, 2, 3, 4))
-            ],
-            extremes=gaussian_extremes,
-            differentiate=(1, 2),
-            hint=f"{NO_LOG}; and a rounded constant is not log 2 pi",
-            tests=TESTS,
-        ),
-        Task(
-            name="elbo",
-            read="elbo#first-route-an-average-of-the-evidence",
-            reference=elbo,
-            slips=lambda *arguments, **keywords: spread(
-                elbo_slips(*arguments, **keywords), WHOLE_BOUND, BOUND_SCALES
-            ),
-            properties=elbo_properties,
-            cases=elbo_cases,
-            probes=lambda draw: [
-                Case(
-                    "",
-                    (draw(5, 7, low=0, high=1), likely(draw, 5, 7), draw(5, 3), positive(draw, 5, 3)),
-                    keywords,
-                )
-                for keywords in ({}, {"beta": 0.25}, {"beta": 4.0})
-            ],
-            differentiate=(1, 2, 3),
-            own=("bernoulli_log_likelihood", "gaussian_kl"),
-            composed=lambda own, x, a, m, s, beta=1.0: own[0](x, a) - beta * own[1](m, s),
-            forbidden=READY_MADE,
-            tests={"values": values, "gradients": gradients},
-        ),
-    )
+    for task in (GAUSSIAN_KL, FULL_GAUSSIAN_KL, BERNOULLI_LOG_LIKELIHOOD, GAUSSIAN_LOG_LIKELIHOOD, ELBO)
 }

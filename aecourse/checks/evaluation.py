@@ -37,69 +37,10 @@ from aecourse.checks.core import (
     values,
     z_score,
 )
+from aecourse.checks.elbo import per_example
 from aecourse.checks.parts import Affine, GaussianEncoder
 
-# ---- the right answers, by another road than the model solution's
-
-
-def log_mean_exp(log_w, dim):
-    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
-
-
-def iwae_bound(log_w):
-    return log_mean_exp(log_w, 0)
-
-
-def bernoulli(x, logits):
-    return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
-
-
-def nodes(k):
-    """The trapezoidal rule for a standard normal: noise (nodes, 1, k) and weights (nodes, 1) of sum 1."""
-    line = torch.linspace(-10, 10, 201, dtype=f64)
-    grid = torch.cartesian_prod(*[line] * k).reshape(-1, 1, k)
-    return grid, (Normal(0, 1).log_prob(grid) + math.log(line[1] - line[0])).sum(-1).exp()
-
-
-def log_weights(x, mean, logvar, decode, noise):
-    q = Normal(mean, (logvar / 2).exp())
-    z = mean + q.stddev * noise
-    return bernoulli(x, decode(z)) + (Normal(0, 1).log_prob(z) - q.log_prob(z)).sum(-1)
-
-
-def log_likelihood(x, encode, decode, samples, generator):
-    """By quadrature, so for one or two latents only."""
-    prior = torch.zeros_like(encode(x)[0])
-    noise, mass = nodes(prior.shape[-1])
-    return torch.logsumexp(log_weights(x, prior, prior, decode, noise) + mass.log(), 0)
-
-
-def elbo(x, encode, decode):
-    """The bound that one sample gives on average."""
-    mean, logvar = encode(x)
-    noise, mass = nodes(mean.shape[-1])
-    return (mass * log_weights(x, mean, logvar, decode, noise)).sum(0)
-
-
-def chi_square(x, encode, decode):
-    """The variance of w / p(x)."""
-    mean, logvar = encode(x)
-    noise, mass = nodes(mean.shape[-1])
-    log_r = log_weights(x, mean, logvar, decode, noise) - log_likelihood(x, encode, decode, 1, None)
-    return (mass * log_r.exp().square()).sum(0) - 1
-
-
-def active_units(mean, threshold=0.01):
-    return sum(float(((column - column.mean()) ** 2).mean()) > threshold for column in mean.unbind(1))
-
-
-def linear_annealing(step, start, end):
-    if step >= end:
-        return 1.0
-    return 0.0 if step <= start else (step - start) / (end - start)
-
-
-# ---- the slips of the functions in which nothing is random
+# ---- shared by several tasks
 
 
 def averages(log_w, dims):
@@ -143,6 +84,23 @@ def over(places, log_w):
             yield tuple(words for words in (clause, where) if words), result
 
 
+def rough(draw, *size):
+    """Log weights as a model gives them, on a small scale."""
+    return 1.5 * draw(*size) - 2
+
+
+def held(good, why: str) -> str:
+    """What `Task.properties` yields: "" when all is well."""
+    return "" if good else why
+
+
+# ---- log_mean_exp(log_w, dim): the log of the mean of the weights along dim
+
+
+def log_mean_exp(log_w, dim):
+    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+
+
 def log_mean_exp_slips(log_w, dim):
     everything = tuple(range(log_w.dim()))
     others = tuple(d for d in everything if d != dim % log_w.dim())
@@ -157,6 +115,127 @@ def log_mean_exp_slips(log_w, dim):
     yield "a dimension of size 1 is left", right.unsqueeze(dim)
     yield "the mean over what is left is taken", right.mean()
     yield "the sum over what is left is taken", right.sum()
+
+
+def log_mean_exp_cases(draw):
+    return [
+        Case("(6, 4), dim=0", (rough(draw, 6, 4), 0)),
+        Case("(6, 4), dim=1", (rough(draw, 6, 4), 1)),
+        Case("(6, 4), dim=-1", (rough(draw, 6, 4), -1)),
+        Case("(3, 5, 2), dim=1", (rough(draw, 3, 5, 2), 1)),
+        Case("(3, 5, 2), dim=-3", (rough(draw, 3, 5, 2), -3)),
+        Case("a vector of 7", (rough(draw, 7), 0)),
+        Case("a single weight", (rough(draw, 1, 4), 0)),
+        Case("a single mean, (6, 1), dim=0", (rough(draw, 6, 1), 0)),
+    ]
+
+
+def log_mean_exp_probes(draw):
+    return [Case("", (rough(draw, 4, 3, 5), 1)), Case("", (rough(draw, 4, 3, 5), -2))]
+
+
+def log_mean_exp_extremes(draw):
+    for dtype, rtol in ((f32, 1e-5), (f64, 1e-9)):
+        for level in (-1e4, -300, 300, 1e4):
+            yield Case(f"log weights near {level:g}", (level + rough(draw, 6, 4), 0)), dtype, rtol
+        levels = torch.tensor([[-2000.0], [0.0], [2000.0]], dtype=f64)
+        yield (
+            Case("log weights near -2000, 0 and 2000, each row its own", (levels + draw(3, 5), 1)),
+            dtype,
+            rtol,
+        )
+        yield Case("log weights near -2000, 0 and 2000 in one mean", (levels + draw(3, 5), 0)), dtype, rtol
+
+
+def log_mean_exp_properties(student: Student):
+    log_w = torch.linspace(-3, 2, 24).reshape(4, 3, 2).sin()
+    for dim, want in ((0, (3, 2)), (1, (4, 2)), (2, (4, 3)), (-1, (4, 3))):
+        result = student(log_w.clone(), dim)
+        right = isinstance(result, Tensor) and result.shape == want
+        why = f"for a tensor of shape (4, 3, 2) expected one of shape {want}, and got {shape(result)}"
+        yield f"dim={dim}: this dimension is gone", held(right, why)
+    result = student(log_w.clone(), 0)
+    yield "finite", held(finite(result), "some numbers are not finite")
+    between = (result > log_w.amin(0)) & (result < log_w.amax(0))
+    yield (
+        "between the smallest and the largest",
+        held(between.all(), "a mean lies between the smallest and the largest"),
+    )
+    moved = student(log_w + 0.5, 0)
+    yield (
+        "moves with its input",
+        held(
+            torch.allclose(moved, result + 0.5, atol=1e-5),
+            "a constant added to log_w must be added to the result",
+        ),
+    )
+    turned = student(log_w.flip(0), 0)
+    yield "blind to the order", held(torch.allclose(turned, result, atol=1e-5), "the order must not matter")
+
+
+def zeros(task: Task, student: Student, draw: Draw) -> None:
+    """Weights of zero, given as -inf: some of a mean, or all of them."""
+    for dtype in (f32, f64):
+        some, every = rough(draw, 5, 3), rough(draw, 5, 3)
+        some[1, 0] = some[3, 0] = some[0, 2] = -math.inf
+        every[:, 1] = -math.inf
+        cases = [
+            ("some weights are zero", some, 0),
+            ("some weights are zero, dim=1", some.T, 1),
+            ("all weights of a mean are zero", every, 0),
+            ("all weights of a mean are zero, dim=-1", every.T, -1),
+            ("the only weight is zero", torch.full((1, 2), -math.inf, dtype=f64), 0),
+        ]
+        for label, log_w, dim in cases:
+            (leaf,) = prepared((log_w,), dtype)
+            leaf.requires_grad_()
+            got = student(leaf, dim, where=label)
+            want = log_mean_exp(leaf.detach().to(f64), dim)
+            if not same(got, want, 1e-4, 1e-4):
+                nan = " A NaN often comes from -inf - (-inf)." if _any_nan(got) else ""
+                raise Wrong(
+                    f"{task.name} ({label}): wrong. If ordinary values are right: a weight of zero has the "
+                    "log -inf, counts among the K and adds nothing; the mean of zeros is zero, its log -inf."
+                    + nan
+                )
+            alive = want.isfinite()
+            if not alive.any():
+                continue
+            if not got.requires_grad:
+                raise Wrong(f"{task.name} ({label}): the value is right, but no gradient reaches log_w.")
+            (slope,) = torch.autograd.grad(got[alive].sum(), leaf)
+            # Where every weight is zero there is no gradient to be right or wrong about.
+            slope, share = slope.movedim(dim, 0)[:, alive], leaf.detach().movedim(dim, 0)[:, alive].softmax(0)
+            if not same(slope, share, 1e-3, 1e-3):
+                raise Wrong(
+                    f"{task.name} ({label}): the value is right, but its gradient is not. A weight of zero "
+                    "gets the gradient 0, and the others theirs."
+                )
+
+
+def _any_nan(result) -> bool:
+    return isinstance(result, Tensor) and bool(result.isnan().any())
+
+
+LOG_MEAN_EXP = Task(
+    name="log_mean_exp",
+    read="estimation#averaging-numbers-too-small-to-write-down",
+    reference=log_mean_exp,
+    slips=log_mean_exp_slips,
+    properties=log_mean_exp_properties,
+    cases=log_mean_exp_cases,
+    probes=log_mean_exp_probes,
+    extremes=log_mean_exp_extremes,
+    differentiate=(0,),
+    hint="take the largest along dim, of each mean its own, out before exp, and add no epsilon",
+    tests={"values": values, "gradients": gradients, "stability": stability, "zeros": zeros},
+)
+
+# ---- iwae_bound(log_w): the same over the samples of each example
+
+
+def iwae_bound(log_w):
+    return log_mean_exp(log_w, 0)
 
 
 def iwae_bound_slips(log_w):
@@ -176,75 +255,86 @@ def iwae_bound_slips(log_w):
     yield "the result is divided by the batch size", bound / log_w.shape[1]
 
 
-def active_units_slips(mean, threshold=None):
-    def counted(statistic, above=None):
-        return int((statistic > (level if above is None else above)).sum())
+def iwae_bound_cases(draw):
+    return [
+        Case("6 samples of 4 examples", (rough(draw, 6, 4),)),
+        Case("3 samples of 5 examples", (rough(draw, 3, 5),)),
+        Case("a batch of one", (rough(draw, 5, 1),)),
+        Case("a single sample", (rough(draw, 1, 4),)),
+        Case("images, log weights near -500", (100 * draw(5, 3) - 500,)),
+    ]
 
-    level = 0.01 if threshold is None else threshold
-    variance, k = mean.var(0, correction=0), mean.shape[1]
-    second = mean.square().mean(0)
-    yield "", counted(variance)
-    yield "the standard deviation is compared with the threshold, not the variance", counted(variance.sqrt())
+
+def iwae_bound_properties(student: Student):
+    log_w = 2 * torch.linspace(-3, 3, 15).reshape(5, 3).sin() - 4
+    bounds = student(log_w.clone())
+    yield "one number per example", per_example(bounds, 3)
+    yield "finite", held(finite(bounds), "some bounds are not finite")
+    better = student(log_w + torch.linspace(0, 1, 5).unsqueeze(1))
+    yield "higher when weights grow", held((better > bounds).all(), "larger weights must give a higher bound")
     yield (
-        "the variance runs over the latents, not over the data: examples are counted",
-        counted(mean.var(1, correction=0)),
+        "at least the ELBO of the same samples",
+        held((bounds > log_w.mean(0)).all(), "the bound must be above the mean of the log weights"),
     )
-    yield "the second moment is taken: the mean over the data is not subtracted", counted(second)
-    yield "the threshold is not used", counted(variance, 0.01)
-    yield "a threshold of 0 is taken for none", counted(variance, level or 0.01)
-    for other in (0.0, 0.001, 0.1):
-        yield "the default of threshold is not 0.01", counted(variance, other if threshold is None else level)
-    yield "the square root of the threshold is taken", counted(variance, level**0.5)
-    yield "inactive units are counted", int((variance <= level).sum())
-    yield "the squared differences are summed, not averaged", counted(variance * len(mean))
-    yield "the range over the data is taken, not the variance", counted(mean.amax(0) - mean.amin(0))
-    yield "the size of the mean counts, not its variance", counted(mean.mean(0))
-    yield "the size of the mean counts, not its variance", counted(mean.mean(0).abs())
-    yield "the size of the means counts, not their variance", counted(mean.abs().mean(0))
-    yield "entries are counted, not latents", counted(mean)
-    yield "entries are counted, not latents", counted(mean.abs())
-    yield "entries are counted, not latents", counted((mean - mean.mean(0)).square())
-    yield "one variance is taken of all entries together", counted(mean.var(correction=0))
-    yield "a fraction is returned, not a number", counted(variance) / k
-    yield "the sum of the variances is returned, not their number", float(variance[variance > level].sum())
-    yield "the sum of the variances is returned, not their number", float(variance.sum())
-    yield "all latents are counted", k
-    yield "all examples are counted", len(mean)
-    yield "only whether there is one is returned", counted(variance) > 0
-    yield "latents are reported, not counted", (variance > level)
-    yield "the variances are returned, not their number", variance
 
 
-def linear_annealing_slips(step, start, end):
-    rise = (step - start) / (end - start)
-    clamped = min(max(rise, 0.0), 1.0)
-    yield "", clamped
-    yield "the weight is not held at 0 before the start and at 1 after the end", rise
-    yield "the weight is not held at 1 after the end", max(rise, 0.0)
-    yield "the weight is not held at 0 before the start", min(rise, 1.0)
-    yield "the weight falls from 1 to 0", 1 - clamped
-    yield "start is not used: the rise begins at step 0", min(max(step / end, 0.0), 1.0)
-    yield "the rise begins at step 0", min(max(step / (end - start), 0.0), 1.0)
-    yield "the rise takes end steps, not end - start", min(max((step - start) / end, 0.0), 1.0)
-    yield "the weight jumps at the start", 0.0 if step < start else min(step / end, 1.0)
-    yield "the weight jumps from 0 to 1 at the end", float(step >= end)
-    yield "the weight jumps from 0 to 1 at the start", float(step >= start)
-    yield "the weight jumps from 0 to 1 at the start", float(step > start)
-    yield "the weight jumps from 0 to 1 half-way", float(round(clamped))
-    yield "the weight is rounded to whole numbers", float((step - start) // (end - start))
-    yield "the weight is rounded to whole numbers", float(min(max((step - start) // (end - start), 0), 1))
-    yield "the weight is in per cent", 100 * clamped
-    yield "the rise is one step off", min(max((step - start + 1) / (end - start), 0.0), 1.0)
-    yield "the rise is one step off", min(max((step - start) / (end - start + 1), 0.0), 1.0)
-    yield "the rise is one step off", min(max((step - start) / (end - start - 1), 0.0), 1.0)
-    yield "the rise is a parabola, not a straight line", clamped**2
-    yield "the rise is a cosine, not a straight line", 0.5 - 0.5 * math.cos(math.pi * clamped)
-    yield "the rise is a smooth step, not a straight line", 3 * clamped**2 - 2 * clamped**3
-    yield "the weight falls back to 0 after the end", rise if 0 <= rise <= 1 else 0.0
-    yield "the weight starts again after the end", max(rise, 0.0) % 1
+IWAE_BOUND = Task(
+    name="iwae_bound",
+    read="estimation#the-importance-weighted-bound",
+    reference=iwae_bound,
+    slips=iwae_bound_slips,
+    properties=iwae_bound_properties,
+    cases=iwae_bound_cases,
+    probes=lambda draw: [Case("", (rough(draw, 4, 3),)), Case("", (rough(draw, 3, 5),))],
+    differentiate=(0,),
+    own=("log_mean_exp",),
+    composed=lambda own, log_w: own[0](log_w, 0),
+    tests={"values": values, "gradients": gradients},
+)
+
+# ---- log_likelihood(x, encode, decode, samples, generator): what is right, by quadrature
 
 
-# ---- the slips of log_likelihood: the estimator with one thing changed
+def bernoulli(x, logits):
+    return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+
+
+def nodes(k):
+    """The trapezoidal rule for a standard normal: noise (nodes, 1, k) and weights (nodes, 1) of sum 1."""
+    line = torch.linspace(-10, 10, 201, dtype=f64)
+    grid = torch.cartesian_prod(*[line] * k).reshape(-1, 1, k)
+    return grid, (Normal(0, 1).log_prob(grid) + math.log(line[1] - line[0])).sum(-1).exp()
+
+
+def log_weights(x, mean, logvar, decode, noise):
+    q = Normal(mean, (logvar / 2).exp())
+    z = mean + q.stddev * noise
+    return bernoulli(x, decode(z)) + (Normal(0, 1).log_prob(z) - q.log_prob(z)).sum(-1)
+
+
+def log_likelihood(x, encode, decode, samples, generator):
+    """By quadrature, so for one or two latents only."""
+    prior = torch.zeros_like(encode(x)[0])
+    noise, mass = nodes(prior.shape[-1])
+    return torch.logsumexp(log_weights(x, prior, prior, decode, noise) + mass.log(), 0)
+
+
+def elbo(x, encode, decode):
+    """The bound that one sample gives on average."""
+    mean, logvar = encode(x)
+    noise, mass = nodes(mean.shape[-1])
+    return (mass * log_weights(x, mean, logvar, decode, noise)).sum(0)
+
+
+def chi_square(x, encode, decode):
+    """The variance of w / p(x)."""
+    mean, logvar = encode(x)
+    noise, mass = nodes(mean.shape[-1])
+    log_r = log_weights(x, mean, logvar, decode, noise) - log_likelihood(x, encode, decode, 1, None)
+    return (mass * log_r.exp().square()).sum(0) - 1
+
+
+# -- slips of log_likelihood: the estimator with one thing changed
 
 
 def std(mean, logvar):
@@ -287,13 +377,13 @@ def estimate(
     full = (count(samples), *mean.shape)
     noise = draw(size(full), generator=generator, dtype=mean.dtype).expand(full)
     z = centre(mean) + spread(mean, logvar) * noise
-    one = torch.ones_like(mean)
+    ones = torch.ones_like(mean)
     terms = SimpleNamespace(
         likelihood=likelihood(x, decode(decoded(z, mean))),
-        prior=log_normal(z, 0, one),
+        prior=log_normal(z, 0, ones),
         q=log_normal(z, mean, density_spread(mean, logvar)),
         kl=0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(-1),
-        prior_at_mean=log_normal(mean, 0, one),
+        prior_at_mean=log_normal(mean, 0, ones),
         q_of_noise=-0.5 * (noise**2 + logvar + math.log(2 * math.pi)).sum(-1),
         q_at_mean=log_normal(mean, mean, std(mean, logvar)),
         log_std=0.5 * logvar.sum(-1),
@@ -503,52 +593,7 @@ def log_likelihood_slips(x, encode, decode, samples, generator):
         yield clause, estimate(x, encode, decode, samples, generator, **way)
 
 
-# ---- the inputs
-
-
-def rough(draw, *size):
-    """Log weights as a model gives them, on a small scale."""
-    return 1.5 * draw(*size) - 2
-
-
-def log_mean_exp_cases(draw):
-    return [
-        Case("(6, 4), dim=0", (rough(draw, 6, 4), 0)),
-        Case("(6, 4), dim=1", (rough(draw, 6, 4), 1)),
-        Case("(6, 4), dim=-1", (rough(draw, 6, 4), -1)),
-        Case("(3, 5, 2), dim=1", (rough(draw, 3, 5, 2), 1)),
-        Case("(3, 5, 2), dim=-3", (rough(draw, 3, 5, 2), -3)),
-        Case("a vector of 7", (rough(draw, 7), 0)),
-        Case("a single weight", (rough(draw, 1, 4), 0)),
-        Case("a single mean, (6, 1), dim=0", (rough(draw, 6, 1), 0)),
-    ]
-
-
-def log_mean_exp_extremes(draw):
-    for dtype, rtol in ((f32, 1e-5), (f64, 1e-9)):
-        for level in (-1e4, -300, 300, 1e4):
-            yield Case(f"log weights near {level:g}", (level + rough(draw, 6, 4), 0)), dtype, rtol
-        levels = torch.tensor([[-2000.0], [0.0], [2000.0]], dtype=f64)
-        yield (
-            Case("log weights near -2000, 0 and 2000, each row its own", (levels + draw(3, 5), 1)),
-            dtype,
-            rtol,
-        )
-        yield Case("log weights near -2000, 0 and 2000 in one mean", (levels + draw(3, 5), 0)), dtype, rtol
-
-
-def log_mean_exp_probes(draw):
-    return [Case("", (rough(draw, 4, 3, 5), 1)), Case("", (rough(draw, 4, 3, 5), -2))]
-
-
-def iwae_bound_cases(draw):
-    return [
-        Case("6 samples of 4 examples", (rough(draw, 6, 4),)),
-        Case("3 samples of 5 examples", (rough(draw, 3, 5),)),
-        Case("a batch of one", (rough(draw, 5, 1),)),
-        Case("a single sample", (rough(draw, 1, 4),)),
-        Case("images, log weights near -500", (100 * draw(5, 3) - 500,)),
-    ]
+# -- inputs of log_likelihood: models whose p(x) is known exactly, and others
 
 
 def greys(draw, batch, size):
@@ -611,96 +656,48 @@ def exact_extremes(draw):
         yield Case("logits up to 10000", (x, prior(5, 1), blind(sure, 1), 3, draw.seed())), dtype, close
 
 
-def columns(draw, examples, spreads):
-    """Posterior means (examples, k) with these (standard deviation, mean) over the data, in any order."""
-    noise = draw(examples, len(spreads))
-    noise = (noise - noise.mean(0)) / noise.std(0, correction=0)
-    spread, offset = torch.tensor(spreads, dtype=f64).T
-    return (offset + spread * noise)[:, draw(len(spreads)).argsort()]
+def log_likelihood_properties(student: Student):
+    draw = Draw(1)
+    x, decode = greys(draw, 5, 6), picture(draw, 6, 2)
+    for label, encode in (("a given encoder", posterior(draw, decode, 0.6, 1.2)), ("the prior", prior(6, 2))):
+        estimates = student(*prepared((x, encode, decode, 7, Seed(0)), f32), where=f"q is {label}")
+        yield f"q is {label}: one number per example", per_example(estimates, 5)
+        yield f"q is {label}: finite", held(finite(estimates), "some estimates are not finite")
+    yield (
+        "q is the prior: never positive",
+        held(
+            (estimates <= 0).all(), "with q equal to the prior the weights are probabilities of x, at most 1"
+        ),
+    )
+    again, reseeded = (student(*prepared((x, encode, decode, 7, Seed(seed)), f32)) for seed in (0, 1))
+    yield (
+        "the same generator state, the same numbers",
+        held(same(again, estimates, 0, 0), "two generators with the same seed give different results"),
+    )
+    yield (
+        "another seed, other numbers",
+        held(
+            not same(reseeded, estimates, 0, 0),
+            "the generator's seed makes no difference, so it is not drawn from",
+        ),
+    )
 
 
-# Near 0.01, but never so near that it would matter whether a variance is divided by N or N - 1.
-CLEAR = [(1.0, 0.0), (0.8, 2.0), (0.3, -1.0), (0.115, 0.4)]
-QUIET = [(0.04, 0.0), (0.05, 1.5), (0.03, -0.2), (0.002, 0.0), (0.003, -2.0), (0.088, -0.7)]
-
-
-def collapsed(draw, examples):
-    """Posterior means of which three do not depend on x at all; their variance is 0 to the last bit."""
-    still = torch.tensor([0.0, 1.5, -2.0], dtype=f64).expand(examples, 3)
-    return torch.cat([columns(draw, examples, CLEAR), still], 1)
-
-
-def active_units_cases(draw):
-    return [
-        Case("200 examples of 10 latents", (columns(draw, 200, CLEAR + QUIET),)),
-        Case("6 examples of 16 latents", (columns(draw, 6, CLEAR + 2 * QUIET),)),
-        Case("threshold=0.25", (columns(draw, 30, CLEAR + QUIET),), {"threshold": 0.25}),
-        Case("0.0001 as second argument", (columns(draw, 30, CLEAR + QUIET), 1e-4)),
-        Case("threshold=0", (columns(draw, 30, CLEAR + QUIET),), {"threshold": 0.0}),
-        Case("threshold=0, three latents the same for all", (collapsed(draw, 32),), {"threshold": 0.0}),
-        Case("three latents the same for all", (collapsed(draw, 8),)),
-        Case("all active", (columns(draw, 50, 2 * CLEAR),)),
-        Case("none active", (columns(draw, 50, QUIET),)),
-        Case("one latent, active", (columns(draw, 20, CLEAR[1:2]),)),
-        Case("one latent, not active", (columns(draw, 20, QUIET[1:2]),)),
-    ]
-
-
-def active_units_probes(draw):
-    spreads = 2 * CLEAR + QUIET + [(0.04, -0.5), (0.02, 0.7)]
-    return [
-        Case("", (columns(draw, 40, spreads),)),
-        Case("", (columns(draw, 19, spreads),), {"threshold": 0.25}),
-        Case("", (columns(draw, 23, spreads),), {"threshold": 0.0}),
-        Case("", (columns(draw, 17, CLEAR + 3 * QUIET),), {"threshold": 1e-4}),
-        Case("", (columns(draw, 12, [(0.5, -4.0), (0.5, 4.0), (0.3, 1.0)]),), {"threshold": 1.0}),
-    ]
-
-
-def linear_annealing_cases(draw):
-    first, length = int(draw(1, low=20, high=60)), int(draw(1, low=100, high=300))
-    last = first + length
-    return [
-        Case("step 0", (0, first, last)),
-        Case("before the start", (first - 7, first, last)),
-        Case("at the start", (first, first, last)),
-        Case("one step after the start", (first + 1, first, last)),
-        Case("on the way", (first + length // 3, first, last)),
-        Case("one step before the end", (last - 1, first, last)),
-        Case("at the end", (last, first, last)),
-        Case("one step after the end", (last + 1, first, last)),
-        Case("long after the end", (5 * last, first, last)),
-        Case("start is 0", (length // 4, 0, length)),
-        Case("start is 0, step 0", (0, 0, length)),
-        Case("numbers with fractions", (first + 0.7, first + 0.2, first + 2.9)),
-        Case("a rise of less than one step", (first + 0.5, first + 0.2, first + 0.8)),
-        Case("start and end are one, before", (first - 1, first, first)),
-        Case("start and end are one, at it", (first, first, first)),
-        Case("start and end are one, after", (first + 1, first, first)),
-        Case("start and end are 0, step 0", (0, 0, 0)),
-    ]
-
-
-def linear_annealing_probes(draw):
-    steps = (0, 10, 20, 21, 27, 36, 41, 59, 60, 61, 85, 130)
-    return [Case("", (step, 20, 60)) for step in steps]
-
-
-# ---- tests of log_likelihood
+# -- tests of log_likelihood: what is exact about random estimates
 
 
 def run(student: Student, case: Case, dtype: torch.dtype = f64) -> Tensor:
     """The estimates of one call, one finite number per example."""
-    found = student(*prepared(case.arguments, dtype), where=case.label)
+    estimates = student(*prepared(case.arguments, dtype), where=case.label)
     batch = len(case.arguments[0])
-    if not isinstance(found, Tensor) or found.shape != (batch,):
+    if not isinstance(estimates, Tensor) or estimates.shape != (batch,):
         raise Wrong(
-            f"{student.task.name} ({case.label}): {shape(found)} is returned, not a tensor of shape "
+            f"{student.task.name} ({case.label}): {shape(estimates)} is returned, not a tensor of shape "
             f"({batch},)."
         )
-    if not finite(found):
+    if not finite(estimates):
         raise Wrong(f"{student.task.name} ({case.label}): not all numbers are finite.")
-    return found.detach().to(f64)
+    return estimates.detach().to(f64)
 
 
 def random_case(draw: Draw, label: str, samples: int, k: int, low: float, high: float) -> Case:
@@ -717,9 +714,11 @@ def repeated(student: Student, case: Case, count: int) -> Tensor:
     Should a student's rows share their noise, that is for `draws` to say, and many calls are made.
     """
     x, *parts, seed = case.arguments
-    found = run(student, replace(case, arguments=(x.repeat(count, 1), *parts, seed))).reshape(count, len(x))
-    if len(found[:, 0].unique()) > count / 2:
-        return found
+    estimates = run(student, replace(case, arguments=(x.repeat(count, 1), *parts, seed))).reshape(
+        count, len(x)
+    )
+    if len(estimates[:, 0].unique()) > count / 2:
+        return estimates
     calls = (replace(case, arguments=(x, *parts, Seed(seed.number + i))) for i in range(count))
     return torch.stack([run(student, call) for call in calls])
 
@@ -732,9 +731,9 @@ def moments(numbers: Tensor) -> tuple[float, float, float, float]:
     return float(mean), float(spread) / math.sqrt(n), float(spread), float(error)
 
 
-def alike(one: Tensor, other: Tensor) -> bool:
+def alike(ours: Tensor, theirs: Tensor) -> bool:
     """Whether two sets of estimates have the same mean and scatter, as far as their number lets one say."""
-    (a, da, sa, ea), (b, db, sb, eb) = moments(one), moments(other)
+    (a, da, sa, ea), (b, db, sb, eb) = moments(ours), moments(theirs)
     return abs(a - b) <= 5 * math.hypot(da, db) + 1e-6 and abs(sa - sb) <= 5 * math.hypot(ea, eb) + 1e-6
 
 
@@ -746,18 +745,18 @@ def slip_of(student: Student) -> str:
         for samples, (low, high) in product((1, 5), ((0.4, 0.6), (1.4, 2.2)))
     ]
     try:
-        found = [
+        estimates = [
             run(student, replace(case, arguments=(case.arguments[0].repeat(500, 1), *case.arguments[1:])))
             for case in cases
         ]
     except Wrong:
         return ""
     for clause, way in WAYS:
-        for case, estimates in zip(cases, found):
+        for case, observed in zip(cases, estimates):
             x, *parts, seed = case.arguments
             generator = torch.Generator().manual_seed(seed.number + 1)
             guess = estimate(x.repeat(500, 1), *parts, generator, **way)
-            if guess.shape != estimates.shape or not guess.isfinite().all() or not alike(guess, estimates):
+            if guess.shape != observed.shape or not guess.isfinite().all() or not alike(guess, observed):
                 break
         else:
             return f" These are the numbers that one gets when {clause}." if clause else ""
@@ -811,13 +810,13 @@ def draws(task: Task, student: Student, draw: Draw) -> None:
             f"{samples} samples of one example, repeated",
             (x.repeat(1500, 1), encode, decode, samples, draw.seed()),
         )
-        found = run(student, case)
-        if len(found.unique()) < 1000:
+        estimates = run(student, case)
+        if len(estimates.unique()) < 1000:
             raise Wrong(
                 f"{task.name}: equal examples get equal estimates, so the noise or the result is shared in "
                 "the batch. Draw noise of shape (samples, batch, k), and average over the samples alone."
             )
-        weight = (found - found.max()).exp()
+        weight = (estimates - estimates.max()).exp()
         scatter = (weight.var() / weight.mean() ** 2) / (chi_square(x, encode, decode).item() / samples)
         if not 1 / 1.4 < scatter < 1.4:
             way = "more" if scatter > 1 else "less"
@@ -841,152 +840,214 @@ def precise(task: Task, student: Student, draw: Draw) -> None:
         raise Wrong(f"{task.name} ({case.label}): not precise. If ordinary values are right: {task.hint}.")
 
 
-# ---- tests of the others
+LOG_LIKELIHOOD = Task(
+    name="log_likelihood",
+    read="estimation#importance-sampling",
+    reference=log_likelihood,
+    slips=log_likelihood_slips,
+    properties=log_likelihood_properties,
+    cases=exact_cases,
+    probes=exact_probes,
+    extremes=exact_extremes,
+    hint="stay with log weights and logits, take the largest out before exp, add no epsilon, and "
+    "draw in the dtype of the inputs",
+    tests={
+        "values": values,
+        "weights": weights,
+        "bound": bound,
+        "draws": draws,
+        "stability": precise,
+    },
+)
+
+# ---- active_units(mean, threshold): how many latents vary over the data
 
 
-def numbers(task: Task, student: Student, draw: Draw) -> None:
-    """Is the number right? Of no matter which type: that it be a float is for the visible checks."""
-    for case in task.cases(draw):
-        got = student(*case.arguments, where=case.label, **case.keywords)
-        if not same(got, task.reference(*case.arguments, **case.keywords), 1e-6, 1e-6):
-            nan = "" if finite(got) else " It is not finite."
-            raise Wrong(f"{task.name} ({case.label}): wrong.{nan}{diagnose(task, student, draw)}")
+def active_units(mean, threshold=0.01):
+    return sum(float(((column - column.mean()) ** 2).mean()) > threshold for column in mean.unbind(1))
 
 
-def zeros(task: Task, student: Student, draw: Draw) -> None:
-    """Weights of zero, given as -inf: some of a mean, or all of them."""
-    for dtype in (f32, f64):
-        some, every = rough(draw, 5, 3), rough(draw, 5, 3)
-        some[1, 0] = some[3, 0] = some[0, 2] = -math.inf
-        every[:, 1] = -math.inf
-        cases = [
-            ("some weights are zero", some, 0),
-            ("some weights are zero, dim=1", some.T, 1),
-            ("all weights of a mean are zero", every, 0),
-            ("all weights of a mean are zero, dim=-1", every.T, -1),
-            ("the only weight is zero", torch.full((1, 2), -math.inf, dtype=f64), 0),
-        ]
-        for label, log_w, dim in cases:
-            (leaf,) = prepared((log_w,), dtype)
-            leaf.requires_grad_()
-            got = student(leaf, dim, where=label)
-            want = log_mean_exp(leaf.detach().to(f64), dim)
-            if not same(got, want, 1e-4, 1e-4):
-                nan = " A NaN often comes from -inf - (-inf)." if _any_nan(got) else ""
-                raise Wrong(
-                    f"{task.name} ({label}): wrong. If ordinary values are right: a weight of zero has the "
-                    "log -inf, counts among the K and adds nothing; the mean of zeros is zero, its log -inf."
-                    + nan
-                )
-            alive = want.isfinite()
-            if not alive.any():
-                continue
-            if not got.requires_grad:
-                raise Wrong(f"{task.name} ({label}): the value is right, but no gradient reaches log_w.")
-            (slope,) = torch.autograd.grad(got[alive].sum(), leaf)
-            # Where every weight is zero there is no gradient to be right or wrong about.
-            slope, share = slope.movedim(dim, 0)[:, alive], leaf.detach().movedim(dim, 0)[:, alive].softmax(0)
-            if not same(slope, share, 1e-3, 1e-3):
-                raise Wrong(
-                    f"{task.name} ({label}): the value is right, but its gradient is not. A weight of zero "
-                    "gets the gradient 0, and the others theirs."
-                )
+def active_units_slips(mean, threshold=None):
+    def counted(statistic, above=None):
+        return int((statistic > (level if above is None else above)).sum())
 
-
-def _any_nan(result) -> bool:
-    return isinstance(result, Tensor) and bool(result.isnan().any())
-
-
-# ---- the visible checks
-
-
-def held(good, why: str) -> str:
-    """What `Task.properties` yields: "" when all is well."""
-    return "" if good else why
-
-
-def one_each(result, batch: int) -> str:
-    right = isinstance(result, Tensor) and result.shape == (batch,)
-    return held(
-        right, f"expected one number per example, a tensor of shape ({batch},), and got {shape(result)}"
-    )
-
-
-def log_mean_exp_properties(student: Student):
-    log_w = torch.linspace(-3, 2, 24).reshape(4, 3, 2).sin()
-    for dim, want in ((0, (3, 2)), (1, (4, 2)), (2, (4, 3)), (-1, (4, 3))):
-        found = student(log_w.clone(), dim)
-        right = isinstance(found, Tensor) and found.shape == want
-        why = f"for a tensor of shape (4, 3, 2) expected one of shape {want}, and got {shape(found)}"
-        yield f"dim={dim}: this dimension is gone", held(right, why)
-    found = student(log_w.clone(), 0)
-    yield "finite", held(finite(found), "some numbers are not finite")
-    between = (found > log_w.amin(0)) & (found < log_w.amax(0))
+    level = 0.01 if threshold is None else threshold
+    variance, k = mean.var(0, correction=0), mean.shape[1]
+    second = mean.square().mean(0)
+    yield "", counted(variance)
+    yield "the standard deviation is compared with the threshold, not the variance", counted(variance.sqrt())
     yield (
-        "between the smallest and the largest",
-        held(between.all(), "a mean lies between the smallest and the largest"),
+        "the variance runs over the latents, not over the data: examples are counted",
+        counted(mean.var(1, correction=0)),
     )
-    moved = student(log_w + 0.5, 0)
-    yield (
-        "moves with its input",
-        held(
-            torch.allclose(moved, found + 0.5, atol=1e-5),
-            "a constant added to log_w must be added to the result",
-        ),
-    )
-    turned = student(log_w.flip(0), 0)
-    yield "blind to the order", held(torch.allclose(turned, found, atol=1e-5), "the order must not matter")
+    yield "the second moment is taken: the mean over the data is not subtracted", counted(second)
+    yield "the threshold is not used", counted(variance, 0.01)
+    yield "a threshold of 0 is taken for none", counted(variance, level or 0.01)
+    for default in (0.0, 0.001, 0.1):
+        yield (
+            "the default of threshold is not 0.01",
+            counted(variance, default if threshold is None else level),
+        )
+    yield "the square root of the threshold is taken", counted(variance, level**0.5)
+    yield "inactive units are counted", int((variance <= level).sum())
+    yield "the squared differences are summed, not averaged", counted(variance * len(mean))
+    yield "the range over the data is taken, not the variance", counted(mean.amax(0) - mean.amin(0))
+    yield "the size of the mean counts, not its variance", counted(mean.mean(0))
+    yield "the size of the mean counts, not its variance", counted(mean.mean(0).abs())
+    yield "the size of the means counts, not their variance", counted(mean.abs().mean(0))
+    yield "entries are counted, not latents", counted(mean)
+    yield "entries are counted, not latents", counted(mean.abs())
+    yield "entries are counted, not latents", counted((mean - mean.mean(0)).square())
+    yield "one variance is taken of all entries together", counted(mean.var(correction=0))
+    yield "a fraction is returned, not a number", counted(variance) / k
+    yield "the sum of the variances is returned, not their number", float(variance[variance > level].sum())
+    yield "the sum of the variances is returned, not their number", float(variance.sum())
+    yield "all latents are counted", k
+    yield "all examples are counted", len(mean)
+    yield "only whether there is one is returned", counted(variance) > 0
+    yield "latents are reported, not counted", (variance > level)
+    yield "the variances are returned, not their number", variance
 
 
-def iwae_bound_properties(student: Student):
-    log_w = 2 * torch.linspace(-3, 3, 15).reshape(5, 3).sin() - 4
-    found = student(log_w.clone())
-    yield "one number per example", one_each(found, 3)
-    yield "finite", held(finite(found), "some bounds are not finite")
-    better = student(log_w + torch.linspace(0, 1, 5).unsqueeze(1))
-    yield "higher when weights grow", held((better > found).all(), "larger weights must give a higher bound")
-    yield (
-        "at least the ELBO of the same samples",
-        held((found > log_w.mean(0)).all(), "the bound must be above the mean of the log weights"),
-    )
+def columns(draw, examples, spreads):
+    """Posterior means (examples, k) with these (standard deviation, mean) over the data, in any order."""
+    noise = draw(examples, len(spreads))
+    noise = (noise - noise.mean(0)) / noise.std(0, correction=0)
+    spread, offset = torch.tensor(spreads, dtype=f64).T
+    return (offset + spread * noise)[:, draw(len(spreads)).argsort()]
 
 
-def log_likelihood_properties(student: Student):
-    draw = Draw(1)
-    x, decode = greys(draw, 5, 6), picture(draw, 6, 2)
-    for label, encode in (("a given encoder", posterior(draw, decode, 0.6, 1.2)), ("the prior", prior(6, 2))):
-        found = student(*prepared((x, encode, decode, 7, Seed(0)), f32), where=f"q is {label}")
-        yield f"q is {label}: one number per example", one_each(found, 5)
-        yield f"q is {label}: finite", held(finite(found), "some estimates are not finite")
-    yield (
-        "q is the prior: never positive",
-        held((found <= 0).all(), "with q equal to the prior the weights are probabilities of x, at most 1"),
-    )
-    again, other = (student(*prepared((x, encode, decode, 7, Seed(seed)), f32)) for seed in (0, 1))
-    yield (
-        "the same generator state, the same numbers",
-        held(same(again, found, 0, 0), "two generators with the same seed give different results"),
-    )
-    yield (
-        "another seed, other numbers",
-        held(
-            not same(other, found, 0, 0), "the generator's seed makes no difference, so it is not drawn from"
-        ),
-    )
+# Near 0.01, but never so near that it would matter whether a variance is divided by N or N - 1.
+CLEAR = [(1.0, 0.0), (0.8, 2.0), (0.3, -1.0), (0.115, 0.4)]
+QUIET = [(0.04, 0.0), (0.05, 1.5), (0.03, -0.2), (0.002, 0.0), (0.003, -2.0), (0.088, -0.7)]
+
+
+def collapsed(draw, examples):
+    """Posterior means of which three do not depend on x at all; their variance is 0 to the last bit."""
+    still = torch.tensor([0.0, 1.5, -2.0], dtype=f64).expand(examples, 3)
+    return torch.cat([columns(draw, examples, CLEAR), still], 1)
+
+
+def active_units_cases(draw):
+    return [
+        Case("200 examples of 10 latents", (columns(draw, 200, CLEAR + QUIET),)),
+        Case("6 examples of 16 latents", (columns(draw, 6, CLEAR + 2 * QUIET),)),
+        Case("threshold=0.25", (columns(draw, 30, CLEAR + QUIET),), {"threshold": 0.25}),
+        Case("0.0001 as second argument", (columns(draw, 30, CLEAR + QUIET), 1e-4)),
+        Case("threshold=0", (columns(draw, 30, CLEAR + QUIET),), {"threshold": 0.0}),
+        Case("threshold=0, three latents the same for all", (collapsed(draw, 32),), {"threshold": 0.0}),
+        Case("three latents the same for all", (collapsed(draw, 8),)),
+        Case("all active", (columns(draw, 50, 2 * CLEAR),)),
+        Case("none active", (columns(draw, 50, QUIET),)),
+        Case("one latent, active", (columns(draw, 20, CLEAR[1:2]),)),
+        Case("one latent, not active", (columns(draw, 20, QUIET[1:2]),)),
+    ]
+
+
+def active_units_probes(draw):
+    spreads = 2 * CLEAR + QUIET + [(0.04, -0.5), (0.02, 0.7)]
+    return [
+        Case("", (columns(draw, 40, spreads),)),
+        Case("", (columns(draw, 19, spreads),), {"threshold": 0.25}),
+        Case("", (columns(draw, 23, spreads),), {"threshold": 0.0}),
+        Case("", (columns(draw, 17, CLEAR + 3 * QUIET),), {"threshold": 1e-4}),
+        Case("", (columns(draw, 12, [(0.5, -4.0), (0.5, 4.0), (0.3, 1.0)]),), {"threshold": 1.0}),
+    ]
 
 
 def active_units_properties(student: Student):
     draw = Draw(2)
     mean = columns(draw, 60, CLEAR + QUIET).to(f32)
-    found = student(mean.clone())
-    yield "a Python int", held(type(found) is int, f"expected an int, and got {shape(found)}")
-    yield "from 0 to the number of latents", held(0 <= found <= 10, "there are at most as many as latents")
+    active = student(mean.clone())
+    yield "a Python int", held(type(active) is int, f"expected an int, and got {shape(active)}")
+    yield "from 0 to the number of latents", held(0 <= active <= 10, "there are at most as many as latents")
     moved = student(mean + 1)
-    yield "blind to a constant", held(moved == found, "a constant added to all means changes no variance")
+    yield "blind to a constant", held(moved == active, "a constant added to all means changes no variance")
     doubled = student(torch.cat([mean, mean]))
-    yield "blind to a repeated data set", held(doubled == found, "the data twice over have the same variance")
+    yield (
+        "blind to a repeated data set",
+        held(doubled == active, "the data twice over have the same variance"),
+    )
     fewer = student(mean.clone(), threshold=100.0)
     yield "none above a huge threshold", held(fewer == 0, "with threshold=100 no unit is active here")
+
+
+ACTIVE_UNITS = Task(
+    name="active_units",
+    read="collapse#forty-latent-variables-and-how-many-are-used",
+    reference=active_units,
+    slips=active_units_slips,
+    properties=active_units_properties,
+    cases=active_units_cases,
+    probes=active_units_probes,
+    tests={"values": values},
+)
+
+# ---- linear_annealing(step, start, end): a weight that rises from 0 to 1
+
+
+def linear_annealing(step, start, end):
+    if step >= end:
+        return 1.0
+    return 0.0 if step <= start else (step - start) / (end - start)
+
+
+def linear_annealing_slips(step, start, end):
+    rise = (step - start) / (end - start)
+    clamped = min(max(rise, 0.0), 1.0)
+    yield "", clamped
+    yield "the weight is not held at 0 before the start and at 1 after the end", rise
+    yield "the weight is not held at 1 after the end", max(rise, 0.0)
+    yield "the weight is not held at 0 before the start", min(rise, 1.0)
+    yield "the weight falls from 1 to 0", 1 - clamped
+    yield "start is not used: the rise begins at step 0", min(max(step / end, 0.0), 1.0)
+    yield "the rise begins at step 0", min(max(step / (end - start), 0.0), 1.0)
+    yield "the rise takes end steps, not end - start", min(max((step - start) / end, 0.0), 1.0)
+    yield "the weight jumps at the start", 0.0 if step < start else min(step / end, 1.0)
+    yield "the weight jumps from 0 to 1 at the end", float(step >= end)
+    yield "the weight jumps from 0 to 1 at the start", float(step >= start)
+    yield "the weight jumps from 0 to 1 at the start", float(step > start)
+    yield "the weight jumps from 0 to 1 half-way", float(round(clamped))
+    yield "the weight is rounded to whole numbers", float((step - start) // (end - start))
+    yield "the weight is rounded to whole numbers", float(min(max((step - start) // (end - start), 0), 1))
+    yield "the weight is in per cent", 100 * clamped
+    yield "the rise is one step off", min(max((step - start + 1) / (end - start), 0.0), 1.0)
+    yield "the rise is one step off", min(max((step - start) / (end - start + 1), 0.0), 1.0)
+    yield "the rise is one step off", min(max((step - start) / (end - start - 1), 0.0), 1.0)
+    yield "the rise is a parabola, not a straight line", clamped**2
+    yield "the rise is a cosine, not a straight line", 0.5 - 0.5 * math.cos(math.pi * clamped)
+    yield "the rise is a smooth step, not a straight line", 3 * clamped**2 - 2 * clamped**3
+    yield "the weight falls back to 0 after the end", rise if 0 <= rise <= 1 else 0.0
+    yield "the weight starts again after the end", max(rise, 0.0) % 1
+
+
+def linear_annealing_cases(draw):
+    first, length = int(draw(1, low=20, high=60)), int(draw(1, low=100, high=300))
+    last = first + length
+    return [
+        Case("step 0", (0, first, last)),
+        Case("before the start", (first - 7, first, last)),
+        Case("at the start", (first, first, last)),
+        Case("one step after the start", (first + 1, first, last)),
+        Case("on the way", (first + length // 3, first, last)),
+        Case("one step before the end", (last - 1, first, last)),
+        Case("at the end", (last, first, last)),
+        Case("one step after the end", (last + 1, first, last)),
+        Case("long after the end", (5 * last, first, last)),
+        Case("start is 0", (length // 4, 0, length)),
+        Case("start is 0, step 0", (0, 0, length)),
+        Case("numbers with fractions", (first + 0.7, first + 0.2, first + 2.9)),
+        Case("a rise of less than one step", (first + 0.5, first + 0.2, first + 0.8)),
+        Case("start and end are one, before", (first - 1, first, first)),
+        Case("start and end are one, at it", (first, first, first)),
+        Case("start and end are one, after", (first + 1, first, first)),
+        Case("start and end are 0, step 0", (0, 0, 0)),
+    ]
+
+
+def linear_annealing_probes(draw):
+    steps = (0, 10, 20, 21, 27, 36, 41, 59, 60, 61, 85, 130)
+    return [Case("", (step, 20, 60)) for step in steps]
 
 
 def linear_annealing_properties(student: Student):
@@ -1003,75 +1064,26 @@ def linear_annealing_properties(student: Student):
     )
 
 
-# ---- the tasks
+def numbers(task: Task, student: Student, draw: Draw) -> None:
+    """Is the number right? Of no matter which type: that it be a float is for the visible checks."""
+    for case in task.cases(draw):
+        got = student(*case.arguments, where=case.label, **case.keywords)
+        if not same(got, task.reference(*case.arguments, **case.keywords), 1e-6, 1e-6):
+            nan = "" if finite(got) else " It is not finite."
+            raise Wrong(f"{task.name} ({case.label}): wrong.{nan}{diagnose(task, student, draw)}")
+
+
+LINEAR_ANNEALING = Task(
+    name="linear_annealing",
+    read="collapse#remedies-and-what-they-buy",
+    reference=linear_annealing,
+    slips=linear_annealing_slips,
+    properties=linear_annealing_properties,
+    cases=linear_annealing_cases,
+    probes=linear_annealing_probes,
+    tests={"values": numbers},
+)
 
 TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            name="log_mean_exp",
-            read="estimation#averaging-numbers-too-small-to-write-down",
-            reference=log_mean_exp,
-            slips=log_mean_exp_slips,
-            properties=log_mean_exp_properties,
-            cases=log_mean_exp_cases,
-            probes=log_mean_exp_probes,
-            extremes=log_mean_exp_extremes,
-            differentiate=(0,),
-            hint="take the largest along dim, of each mean its own, out before exp, and add no epsilon",
-            tests={"values": values, "gradients": gradients, "stability": stability, "zeros": zeros},
-        ),
-        Task(
-            name="iwae_bound",
-            read="estimation#the-importance-weighted-bound",
-            reference=iwae_bound,
-            slips=iwae_bound_slips,
-            properties=iwae_bound_properties,
-            cases=iwae_bound_cases,
-            probes=lambda draw: [Case("", (rough(draw, 4, 3),)), Case("", (rough(draw, 3, 5),))],
-            differentiate=(0,),
-            own=("log_mean_exp",),
-            composed=lambda own, log_w: own[0](log_w, 0),
-            tests={"values": values, "gradients": gradients},
-        ),
-        Task(
-            name="log_likelihood",
-            read="estimation#importance-sampling",
-            reference=log_likelihood,
-            slips=log_likelihood_slips,
-            properties=log_likelihood_properties,
-            cases=exact_cases,
-            probes=exact_probes,
-            extremes=exact_extremes,
-            hint="stay with log weights and logits, take the largest out before exp, add no epsilon, and "
-            "draw in the dtype of the inputs",
-            tests={
-                "values": values,
-                "weights": weights,
-                "bound": bound,
-                "draws": draws,
-                "stability": precise,
-            },
-        ),
-        Task(
-            name="active_units",
-            read="collapse#forty-latent-variables-and-how-many-are-used",
-            reference=active_units,
-            slips=active_units_slips,
-            properties=active_units_properties,
-            cases=active_units_cases,
-            probes=active_units_probes,
-            tests={"values": values},
-        ),
-        Task(
-            name="linear_annealing",
-            read="collapse#remedies-and-what-they-buy",
-            reference=linear_annealing,
-            slips=linear_annealing_slips,
-            properties=linear_annealing_properties,
-            cases=linear_annealing_cases,
-            probes=linear_annealing_probes,
-            tests={"values": numbers},
-        ),
-    )
+    task.name: task for task in (LOG_MEAN_EXP, IWAE_BOUND, LOG_LIKELIHOOD, ACTIVE_UNITS, LINEAR_ANNEALING)
 }

@@ -29,13 +29,12 @@ from aecourse.checks.core import (
     stability,
     values,
 )
-from aecourse.checks.parts import First, Part, Quadratic, Sine, Step
+from aecourse.checks.parts import First, Part, Quadratic, Sine, Step, line
 
-# ---- the right answers, by another road than the model solution's
+# ---- shared by several tasks
 
-
-def reparameterize(mean, logvar, eps):
-    return torch.addcmul(mean, logvar.div(2).exp(), eps)
+PATHWISE = "gradients#the-pathwise-gradient-move-the-samples"
+NOT_RANDOM = "nothing random is needed: the noise, or the samples, are given"
 
 
 def slope(f: Part, z: Tensor) -> Tensor:
@@ -49,59 +48,10 @@ def slope(f: Part, z: Tensor) -> Tensor:
     return torch.zeros_like(z)
 
 
-def pathwise_gradient(f, mean, logvar, eps):
-    half = torch.exp(logvar / 2)
-    per_sample = slope(f, mean + half * eps)
-    return per_sample.mean(0), (per_sample * eps).mean(0) * half / 2
-
-
-def score_function_gradient(f, mean, logvar, z, baseline=None):
-    leaves = [mean.detach().clone().requires_grad_(), logvar.detach().clone().requires_grad_()]
-    log_density = Normal(leaves[0], (leaves[1] / 2).exp()).log_prob(z.detach()).sum(1)
-    weights = f(z).detach() - (0.0 if baseline is None else baseline)
-    return torch.autograd.grad(log_density, leaves, weights / len(z))
-
-
-def leave_one_out_baseline(values):
-    others = ~torch.eye(len(values), dtype=torch.bool)
-    return torch.stack([values[row].mean() for row in others])
-
-
-# ---- the slips
-
-
-def reparameterize_slips(m, s, eps):
-    v, sd = s.exp(), (s / 2).exp()
-    right = m + sd * eps
-    yield "", right
-    yield "exp(logvar), the variance, is taken as the standard deviation", m + v * eps
-    yield "logvar is taken as the standard deviation", m + s * eps
-    yield "logvar is taken as the variance", m + s.sqrt() * eps
-    yield "the half in the exponent is outside it: exp(logvar) / 2 is not exp(logvar / 2)", m + 0.5 * v * eps
-    yield "the half in the exponent is a 2: the variance is squared", m + (2 * s).exp() * eps
-    yield "the standard deviation is inverted", m + eps / sd
-    yield "the standard deviation is inverted", m + eps / v
-    yield "the square root is taken twice", m + (s / 4).exp() * eps
-    yield "a softplus stands in place of the exponential", m + torch.nn.functional.softplus(s) * eps
-    yield "the standard deviation is not used", m + eps + 0 * s
-    yield "the noise is not used: this is the mean", m + 0 * sd * eps
-    yield "the noise is not used", m + sd + 0 * eps
-    yield "the noise is subtracted; the distribution is the same, but these are not the samples", m - sd * eps
-    yield "the noise is squared", m + sd * eps**2
-    yield "the mean is not added", sd * eps + 0 * m
-    yield "the mean is scaled along with the noise", sd * (m + eps)
-    yield "the standard deviation multiplies the mean, not the noise", m * sd + eps
-    yield "a sum stands in place of the product with the noise", m + sd + eps
-    yield "mean and logvar are swapped", s + (m / 2).exp() * eps
-    yield "mean and noise are swapped", eps + sd * m
-    yield "the first noise serves for all", m + sd * eps[:1].expand_as(right)
-    yield "the noise is averaged over the samples", m + sd * eps.mean(0, keepdim=True).expand_as(right)
-    yield "one noise serves for all latents", m + sd * eps[..., :1]
-    yield "one noise serves for all latents", m + sd * eps.mean(-1, keepdim=True)
-    yield "the log-variance is averaged over the latents", m + sd.log().mean(-1, keepdim=True).exp() * eps
-    yield "the samples are averaged", right.mean(0)
-    yield "the samples are summed", right.sum(0)
-    yield "only the first sample is returned", right[0]
+def scores(weights, m, s, z):
+    """The terms of the score-function estimator, from weights (samples, 1)."""
+    e = (z - m) / (s / 2).exp()
+    return weights * e / (s / 2).exp(), weights * 0.5 * (e**2 - 1)
 
 
 REDUCTIONS = [
@@ -142,6 +92,199 @@ def pairs(formulas, most: int = 2) -> Iterator[tuple[tuple[str, ...], tuple[Tens
                 yield told + ways, tuple(sign * reduce(term) for term in terms)[::step]
 
 
+def gaussian(draw, *size):
+    return 1.2 * draw(*size), 0.9 * draw(*size) - 0.4
+
+
+# For naming mistakes: positive log-variances, so that taking them for variances leads to numbers, not to NaN.
+def positive(draw, *size):
+    return 1.2 * draw(*size), draw(*size, low=0.3, high=1.7)
+
+
+def quadratic(draw, k):
+    return Quadratic(draw(k, k) / k**0.5, draw(k), 1 + draw().abs())
+
+
+def sine(draw, k):
+    return Sine(1.5 * draw(k) / k**0.5, draw())
+
+
+def zero(result) -> bool:
+    return bool((result.abs() < 1e-5).all())
+
+
+def is_pair(result, k: int) -> str:
+    """Why a result is not a gradient for mean and one for logvar; "" when it is."""
+    right = (
+        isinstance(result, tuple | list)
+        and len(result) == 2
+        and all(isinstance(part, Tensor) and part.shape == (k,) for part in result)
+    )
+    return "" if right else f"expected two tensors of shape ({k},), and got {shape(result)}"
+
+
+def plain(pair):
+    """A pair of gradients without their graph."""
+    return tuple(part.detach() for part in pair)
+
+
+def parameters(task: Task, student: Student, draw) -> None:
+    """Are the numbers the same when the inputs are parts of a graph, as they are in training?"""
+    for case in list(task.cases(draw))[:3]:
+        f, mean, logvar, noise = prepared(case.arguments, f64)
+        where = f"{task.name} ({case.label})"
+        want = task.reference(f, mean, logvar, noise)
+        detached = mean.clone(), logvar.clone(), noise.clone()
+        got = student(f, *detached, where=case.label)
+        if any(part.requires_grad for part in detached):
+            raise Wrong(
+                f"{where}: an input requires gradients after the call, and did not before. Leave the inputs "
+                "as they are: work on detached copies."
+            )
+        if not same(got, want, 1e-4, 1e-4):
+            raise Wrong(
+                f"{where}: wrong already without required gradients; repair that first."
+                f"{diagnose(task, student, draw)}"
+            )
+        mean.requires_grad_()
+        logvar.requires_grad_()
+        if (
+            task.name == "score_function_gradient"
+        ):  # here the fourth is a sample, as reparameterize returns it
+            noise = mean + torch.exp(logvar / 2) * ((noise - mean) / torch.exp(logvar / 2)).detach()
+        got = student(f, mean, logvar, noise, where=f"{case.label}, inputs that require gradients")
+        if isinstance(got, tuple | list) and any(part is None for part in got):
+            raise Wrong(
+                f"{where}: None is returned when the inputs require gradients already. Only leaves of a "
+                "graph have a .grad, and a clone of such an input is no leaf: detach it first, or use "
+                "torch.autograd.grad."
+            )
+        if mean.grad is not None or logvar.grad is not None:
+            raise Wrong(
+                f"{where}: backward() leaves gradients in mean.grad or logvar.grad, where the next call, or "
+                "the training loop, adds to them. Work on detached copies, or use torch.autograd.grad."
+            )
+        if not same(got, want, 1e-4, 1e-4):
+            raise Wrong(
+                f"{where}: right for plain tensors, wrong when mean and logvar require gradients and the "
+                "samples come with a graph that leads back to them. Detach what must not be differentiated."
+            )
+
+
+# ---- reparameterize(mean, logvar, eps): z from the noise
+
+
+def reparameterize(mean, logvar, eps):
+    return torch.addcmul(mean, logvar.div(2).exp(), eps)
+
+
+def reparameterize_slips(m, s, eps):
+    v, sd = s.exp(), (s / 2).exp()
+    right = m + sd * eps
+    yield "", right
+    yield "exp(logvar), the variance, is taken as the standard deviation", m + v * eps
+    yield "logvar is taken as the standard deviation", m + s * eps
+    yield "logvar is taken as the variance", m + s.sqrt() * eps
+    yield "the half in the exponent is outside it: exp(logvar) / 2 is not exp(logvar / 2)", m + 0.5 * v * eps
+    yield "the half in the exponent is a 2: the variance is squared", m + (2 * s).exp() * eps
+    yield "the standard deviation is inverted", m + eps / sd
+    yield "the standard deviation is inverted", m + eps / v
+    yield "the square root is taken twice", m + (s / 4).exp() * eps
+    yield "a softplus stands in place of the exponential", m + torch.nn.functional.softplus(s) * eps
+    yield "the standard deviation is not used", m + eps + 0 * s
+    yield "the noise is not used: this is the mean", m + 0 * sd * eps
+    yield "the noise is not used", m + sd + 0 * eps
+    yield "the noise is subtracted; the distribution is the same, but these are not the samples", m - sd * eps
+    yield "the noise is squared", m + sd * eps**2
+    yield "the mean is not added", sd * eps + 0 * m
+    yield "the mean is scaled along with the noise", sd * (m + eps)
+    yield "the standard deviation multiplies the mean, not the noise", m * sd + eps
+    yield "a sum stands in place of the product with the noise", m + sd + eps
+    yield "mean and logvar are swapped", s + (m / 2).exp() * eps
+    yield "mean and noise are swapped", eps + sd * m
+    yield "the first noise serves for all", m + sd * eps[:1].expand_as(right)
+    yield "the noise is averaged over the samples", m + sd * eps.mean(0, keepdim=True).expand_as(right)
+    yield "one noise serves for all latents", m + sd * eps[..., :1]
+    yield "one noise serves for all latents", m + sd * eps.mean(-1, keepdim=True)
+    yield "the log-variance is averaged over the latents", m + sd.log().mean(-1, keepdim=True).exp() * eps
+    yield "the samples are averaged", right.mean(0)
+    yield "the samples are summed", right.sum(0)
+    yield "only the first sample is returned", right[0]
+
+
+def reparameterize_cases(draw):
+    return [
+        Case("(7, 3) from (3,)", (*gaussian(draw, 3), draw(7, 3))),
+        Case("(5, 4) from (5, 4)", (*gaussian(draw, 5, 4), draw(5, 4))),
+        Case("(6, 5, 2) from (5, 2)", (*gaussian(draw, 5, 2), draw(6, 5, 2))),
+        Case("one sample, (1, 4) from (4,)", (*gaussian(draw, 4), draw(1, 4))),
+        Case("one latent, (6, 1) from (1,)", (*gaussian(draw, 1), draw(6, 1))),
+        Case("(3, 3) from (3,)", (*gaussian(draw, 3), draw(3, 3))),
+    ]
+
+
+def reparameterize_extremes(draw):
+    # Beyond 88 exp(logvar) leaves float32, beyond -104 it is zero there; half of it stays well inside.
+    # Around a mean of zero, and to a relative precision: a mean would hide what a tiny variance is.
+    mean, far = torch.zeros(3, dtype=f64), [torch.tensor([-s, s, 0.3], dtype=f64) for s in (120, 1200)]
+    return [
+        (Case("log-variances of -120 and 120", (mean, far[0], draw(4, 3))), f32, 1e-4, 0.0),
+        (Case("log-variances of -1200 and 1200", (mean, far[1], draw(4, 3))), f64, 1e-9, 0.0),
+    ]
+
+
+def reparameterize_properties(student: Student):
+    mean, logvar, eps = line(-2, 2, 3), line(-1, 1, 3), line(-1.5, 2, 5, 3)
+
+    def call(mean=mean, logvar=logvar, eps=eps):
+        return student(mean.clone(), logvar.clone(), eps.clone())
+
+    z = call()
+    right = isinstance(z, Tensor) and z.shape == (5, 3)
+    yield "the shape of eps", "" if right else f"expected a tensor of shape (5, 3), and got {shape(z)}"
+    codes = student(line(-2, 2, 4, 2), line(-1, 1, 4, 2), line(-1, 1, 6, 4, 2))
+    right = isinstance(codes, Tensor) and codes.shape == (6, 4, 2)
+    yield (
+        "samples of a batch",
+        "" if right else f"expected a tensor of shape (6, 4, 2), and got {shape(codes)}",
+    )
+    again = call()
+    yield "the same at a second call", "" if torch.equal(z, again) else "eps is the only noise; draw no more"
+    still = call(eps=torch.zeros(5, 3))
+    yield "without noise, the mean", "" if zero(still - mean) else "where eps is 0, z is the mean"
+    why = "" if torch.allclose(call(mean=mean + 1), z + 1) else "a step of the mean must carry z along"
+    yield "the mean moves z along", why
+    wider = call(logvar=logvar + 1)
+    why = "" if ((wider - mean).abs() >= (z - mean).abs()).all() else "a larger logvar must spread z further"
+    yield "a larger logvar spreads z further", why
+
+
+REPARAMETERIZE = Task(
+    name="reparameterize",
+    read=PATHWISE,
+    reference=reparameterize,
+    slips=reparameterize_slips,
+    properties=reparameterize_properties,
+    cases=reparameterize_cases,
+    probes=lambda draw: [
+        Case("", (*positive(draw, 3), draw(7, 3))),
+        Case("", (*positive(draw, 5, 2), draw(6, 5, 2))),
+    ],
+    extremes=reparameterize_extremes,
+    differentiate=(0, 1),
+    hint="halve the log-variance before the exponential; no epsilon, clamp or square root is needed",
+    tests={"values": values, "gradients": gradients, "stability": stability},
+)
+
+# ---- pathwise_gradient(f, mean, logvar, eps): of the average of f, through the samples
+
+
+def pathwise_gradient(f, mean, logvar, eps):
+    half = torch.exp(logvar / 2)
+    per_sample = slope(f, mean + half * eps)
+    return per_sample.mean(0), (per_sample * eps).mean(0) * half / 2
+
+
 def pathwise_slips(f, m, s, eps):
     v, sd = s.exp(), (s / 2).exp()
     z = m + sd * eps
@@ -163,8 +306,8 @@ def pathwise_slips(f, m, s, eps):
             ("the noise is subtracted", -sd, (-sd / 2, sd / 2)),
         ):
             for chain in chains:
-                other = slope(f, m + std * eps)
-                yield clause, other, other * chain * eps
+                wrong = slope(f, m + std * eps)
+                yield clause, wrong, wrong * chain * eps
         yield "the variance stands in the chain rule, not the standard deviation", g, g * 0.5 * v * eps
         yield "the standard deviation is missing from the chain rule for logvar", g, g * 0.5 * eps
         yield "the noise is missing from the chain rule for logvar", g, g * 0.5 * sd
@@ -176,9 +319,9 @@ def pathwise_slips(f, m, s, eps):
         yield "the gradient for the mean is multiplied by the standard deviation", g * sd, g * 0.5 * sd * eps
         yield "the gradients are those for the noise", g * sd, g * sd
         yield "the slope is taken at the mean, not at the samples", at_mean, at_mean * 0.5 * sd * eps
-        one = slope(f, m + sd * eps[:1]).expand_as(eps)
-        yield "the first noise serves for all samples", one, one * 0.5 * sd * eps[:1]
-        yield "the first noise serves for all samples", one, one * 0.5 * sd * eps
+        at_first = slope(f, m + sd * eps[:1]).expand_as(eps)
+        yield "the first noise serves for all samples", at_first, at_first * 0.5 * sd * eps[:1]
+        yield "the first noise serves for all samples", at_first, at_first * 0.5 * sd * eps
         centre = slope(f, z.mean(0, keepdim=True)).expand_as(eps)
         yield "the samples are averaged before f sees them", centre, centre * 0.5 * sd * eps
         around_zero = slope(f, sd * eps)
@@ -203,10 +346,90 @@ def pathwise_slips(f, m, s, eps):
     return pairs(((clause,), *terms) for clause, *terms in formulas())
 
 
-def scores(weights, m, s, z):
-    """The terms of the score-function estimator, from weights (samples, 1)."""
-    e = (z - m) / (s / 2).exp()
-    return weights * e / (s / 2).exp(), weights * 0.5 * (e**2 - 1)
+def pathwise_cases(draw):
+    def case(label, f, samples, k):
+        return Case(label, (f(draw, k), *gaussian(draw, k), draw(samples, k)))
+
+    return [
+        case("7 samples of 3 latents, a quadratic f", quadratic, 7, 3),
+        case("6 samples of 4 latents, a sine", sine, 6, 4),
+        case("one sample", sine, 1, 4),
+        case("one latent", quadratic, 6, 1),
+        case("5 samples of 5 latents", sine, 5, 5),
+        case("40 samples of 20 latents", quadratic, 40, 20),
+    ]
+
+
+def pathwise_probes(draw):
+    return [Case("", (f(draw, 3), *positive(draw, 3), draw(7, 3))) for f in (quadratic, sine)]
+
+
+def pathwise_extremes(draw):
+    # A linear f, so that nothing but the sample itself could overflow.
+    def linear(far):
+        logvar = torch.tensor([-far, far, 0.3], dtype=f64)
+        f = Quadratic(torch.zeros(3, 3, dtype=f64), 1 + draw(3).abs(), draw())
+        noise = draw(4, 3).abs()  # of one sign: nothing cancels in their sum
+        return f, torch.zeros(3, dtype=f64), logvar, noise
+
+    return [
+        (Case("log-variances of -120 and 120", linear(120)), f32, 1e-4, 0.0),
+        (Case("log-variances of -1200 and 1200", linear(1200)), f64, 1e-9, 0.0),
+    ]
+
+
+def pathwise_properties(student: Student):
+    mean, logvar, eps = line(-2, 2, 3), line(-1, 1, 3), line(-1.5, 2, 5, 3).roll(1, 0)
+    f = Quadratic(line(-1, 1, 3, 3), line(0.5, 1, 3), torch.tensor(2.0))
+
+    def call(f=f, eps=eps):
+        return student(f, mean.clone(), logvar.clone(), eps.clone())
+
+    pair = call()
+    yield "two gradients of shape (k,)", is_pair(pair, 3)
+    yield "finite", "" if finite(pair) else "some numbers are not finite"
+    yield "the same at a second call", "" if same(call(), plain(pair), 0, 0) else NOT_RANDOM
+    flat = Quadratic(torch.zeros(3, 3), torch.zeros(3), torch.tensor(2.0))
+    why = "" if all(map(zero, call(f=flat))) else "the average of a constant does not move"
+    yield "no gradient for a constant f", why
+    why = "" if zero(call(eps=0 * eps)[1]) else "where eps is 0, z does not depend on logvar"
+    yield "no gradient for logvar without noise", why
+
+
+def composed(own, f, mean, logvar, eps):
+    """The pathwise gradient through the student's own samples; None where no gradient comes through."""
+    leaves = [mean.detach().clone().requires_grad_(), logvar.detach().clone().requires_grad_()]
+    try:
+        total = f(own[0](*leaves, eps)).mean()
+        slopes = torch.autograd.grad(total, leaves, allow_unused=True)
+    except (RuntimeError, TypeError, AttributeError):
+        return None
+    return tuple(torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes))
+
+
+PATHWISE_GRADIENT = Task(
+    name="pathwise_gradient",
+    read=PATHWISE,
+    reference=pathwise_gradient,
+    slips=pathwise_slips,
+    properties=pathwise_properties,
+    cases=pathwise_cases,
+    probes=pathwise_probes,
+    extremes=pathwise_extremes,
+    own=("reparameterize",),
+    composed=composed,
+    hint="differentiate exactly, in the type of the inputs, and halve logvar before the exponential",
+    tests={"values": values, "parameters": parameters, "stability": stability},
+)
+
+# ---- score_function_gradient(f, mean, logvar, z, baseline): the same from values of f alone
+
+
+def score_function_gradient(f, mean, logvar, z, baseline=None):
+    leaves = [mean.detach().clone().requires_grad_(), logvar.detach().clone().requires_grad_()]
+    log_density = Normal(leaves[0], (leaves[1] / 2).exp()).log_prob(z.detach()).sum(1)
+    weights = f(z).detach() - (0.0 if baseline is None else baseline)
+    return torch.autograd.grad(log_density, leaves, weights / len(z))
 
 
 def score_slips(f, m, s, z, baseline=None):
@@ -322,21 +545,144 @@ def score_slips(f, m, s, z, baseline=None):
             kept, right = (0 * z, -0.5 * weight), scores(weight, m, s, z)
             cut = "z is rebuilt from mean and logvar and not detached in log q, so that log q moves with it"
             yield (weighed, cut), *kept
-            both = "a pathwise term is mixed in: neither the sample nor f(z) is detached"
-            yield (weighed, both), *(one + log_q * other for one, other in zip(kept, path))
-            half = "a pathwise term is added: f(z) is differentiated too, where its value alone should appear"
-            yield (weighed, half), *(one + log_q * other for one, other in zip(right, path))
-            yield (weighed, half), *(one + other for one, other in zip(right, path))
+            undetached = "a pathwise term is mixed in: neither the sample nor f(z) is detached"
+            yield (weighed, undetached), *(term + log_q * path_term for term, path_term in zip(kept, path))
+            added = (
+                "a pathwise term is added: f(z) is differentiated too, where its value alone should appear"
+            )
+            yield (weighed, added), *(term + log_q * path_term for term, path_term in zip(right, path))
+            yield (weighed, added), *(term + path_term for term, path_term in zip(right, path))
             yield ("it is the pathwise estimator, not the score function's", weighed), *path
             late = "the baseline is subtracted from the gradient, not from f"
             unweighed = scores(value.unsqueeze(1), m, s, z)
-            loss = torch.as_tensor(b, dtype=f64).reshape(-1, 1)
-            yield (weighed, late), *(one - loss for one in unweighed)
+            baselines = torch.as_tensor(b, dtype=f64).reshape(-1, 1)
+            yield (weighed, late), *(term - baselines for term in unweighed)
 
     return pairs(formulas())
 
 
-def baseline_slips(x):
+def sampled(draw, f, samples, k, parameters=gaussian):
+    """f, mean, logvar and z, which is drawn from them."""
+    mean, logvar = parameters(draw, k)
+    return f(draw, k), mean, logvar, reparameterize(mean, logvar, draw(samples, k))
+
+
+def stepped(draw, samples, k):
+    """The same with a step between two samples, so that no rounding can take one across."""
+    _, mean, logvar, z = sampled(draw, sine, samples, k)
+    vector = draw(k)
+    heights = (z @ vector).sort().values
+    middle = (heights[samples // 2 - 1] + heights[samples // 2]) / 2
+    return Step(vector, -middle), mean, logvar, z
+
+
+def score_cases(draw):
+    return [
+        Case("7 samples of 3 latents, a quadratic f", sampled(draw, quadratic, 7, 3)),
+        Case("6 samples of 4 latents, a sine", sampled(draw, sine, 6, 4)),
+        Case("one sample", sampled(draw, quadratic, 1, 4)),
+        Case("one latent", sampled(draw, sine, 6, 1)),
+        Case("5 samples of 5 latents", sampled(draw, quadratic, 5, 5)),
+        Case("40 samples of 20 latents", sampled(draw, quadratic, 40, 20)),
+        Case("baseline=None", sampled(draw, quadratic, 8, 2), {"baseline": None}),
+        Case("a step function", stepped(draw, 9, 3)),
+    ]
+
+
+def score_probes(draw):
+    return [Case("", sampled(draw, f, 7, 3, positive)) for f in (quadratic, sine)]
+
+
+def score_extremes(draw):
+    # Around a mean of zero, where z is known to its last digit however small the variance.
+    def flat(far):
+        mean, logvar = torch.zeros(3, dtype=f64), torch.tensor([-far, far, 0.3], dtype=f64)
+        f = Sine(torch.tensor([0, 0, 1], dtype=f64), draw())
+        return f, mean, logvar, reparameterize(mean, logvar, draw(6, 3))
+
+    def far(distance):
+        mean, logvar = distance + draw(3), draw(3) - 10
+        return sine(draw, 3), mean, logvar, reparameterize(mean, logvar, draw(6, 3))
+
+    return [
+        (Case("log-variances of -60 and 60", flat(60)), f32, 1e-4),
+        (Case("log-variances of -60 and 60", flat(60)), f64, 1e-9),
+        (Case("means near 10000, log-variances near -10", far(10_000)), f64, 1e-9),
+    ]
+
+
+def score_properties(student: Student):
+    mean, logvar, z = line(-2, 2, 3), line(-1, 1, 3), line(-3, 4, 5, 3).roll(1, 0)
+    f = Quadratic(line(-1, 1, 3, 3), line(0.5, 1, 3), torch.tensor(2.0))
+
+    def call(*baseline, f=f, z=z):
+        return student(f, mean.clone(), logvar.clone(), z.clone(), *baseline)
+
+    pair = call()
+    yield "two gradients of shape (k,)", is_pair(pair, 3)
+    yield "finite", "" if finite(pair) else "some numbers are not finite"
+    yield "the same at a second call", "" if same(call(), plain(pair), 0, 0) else NOT_RANDOM
+    centre = call(z=mean.repeat(4, 1))
+    why = "" if zero(centre[0]) else "at its mean a Gaussian is flat: the score for the mean is zero there"
+    yield "no gradient for the mean from samples at the mean", why
+    why = is_pair(call(torch.linspace(0, 1, 5)), 3)
+    yield "the same shapes with a baseline (samples,)", why
+    flat = Quadratic(torch.zeros(3, 3), torch.zeros(3), torch.tensor(2.0))
+    why = "f equals its baseline for every sample here; subtract the baseline from f, for both gradients"
+    why = "" if all(map(zero, call(2.0, f=flat))) else why
+    yield "no gradient when f equals its baseline", why
+
+
+def baseline_cases(draw):
+    return [
+        Case("baseline=2.5", sampled(draw, quadratic, 7, 3), {"baseline": 2.5}),
+        Case("the integer 3 as fifth argument", (*sampled(draw, sine, 6, 4), 3)),
+        Case("a tensor () as baseline", (*sampled(draw, quadratic, 7, 3), draw() - 2)),
+        Case("a tensor (samples,) as baseline", (*sampled(draw, quadratic, 7, 3), 2 * draw(7))),
+        Case("a tensor (samples,) with as many latents", (*sampled(draw, quadratic, 4, 4), 2 * draw(4))),
+        Case("one sample with a tensor (1,) as baseline", (*sampled(draw, quadratic, 1, 3), draw(1))),
+        Case("baseline=0", sampled(draw, sine, 7, 3), {"baseline": 0}),
+        Case("a step function, baseline=0.5", stepped(draw, 9, 3), {"baseline": 0.5}),
+        Case("f(z) = z[:, 0], baseline=0.5", (First(), *sampled(draw, sine, 6, 3)[1:]), {"baseline": 0.5}),
+    ]
+
+
+def baseline_probes(draw):
+    # One of them without, to tell a sign that is wrong throughout from b - f.
+    return [
+        Case("", (*sampled(draw, f, 7, 3, positive), baseline))
+        for f, baseline in ((quadratic, 2.5), (sine, 2 * draw(7)), (quadratic, None))
+    ]
+
+
+def baseline(task: Task, student: Student, draw) -> None:
+    """The values again, with every kind of baseline."""
+    values(replace(task, cases=baseline_cases, probes=baseline_probes), student, draw)
+
+
+SCORE_FUNCTION_GRADIENT = Task(
+    name="score_function_gradient",
+    read="gradients#the-score-function-reweight-the-samples",
+    reference=score_function_gradient,
+    slips=score_slips,
+    properties=score_properties,
+    cases=score_cases,
+    probes=score_probes,
+    extremes=score_extremes,
+    hint="subtract the mean and divide by the standard deviation before squaring; no epsilon, clamp "
+    "or density is needed",
+    tests={"values": values, "baseline": baseline, "parameters": parameters, "stability": stability},
+)
+
+# ---- leave_one_out_baseline(values): for each sample the mean of the others
+
+
+def leave_one_out_baseline(values):
+    others = ~torch.eye(len(values), dtype=torch.bool)
+    return torch.stack([values[row].mean() for row in others])
+
+
+def loo_slips(x):
     n, total = len(x), x.sum()
     right = (total - x) / (n - 1)
     yield "", right
@@ -377,151 +723,6 @@ def baseline_slips(x):
     yield "zeros are returned: no baseline at all", 0 * x
 
 
-# ---- the inputs
-
-
-def gaussian(draw, *size):
-    return 1.2 * draw(*size), 0.9 * draw(*size) - 0.4
-
-
-# For naming mistakes: positive log-variances, so that taking them for variances leads to numbers, not to NaN.
-def positive(draw, *size):
-    return 1.2 * draw(*size), draw(*size, low=0.3, high=1.7)
-
-
-def quadratic(draw, k):
-    return Quadratic(draw(k, k) / k**0.5, draw(k), 1 + draw().abs())
-
-
-def sine(draw, k):
-    return Sine(1.5 * draw(k) / k**0.5, draw())
-
-
-def sampled(draw, f, samples, k, parameters=gaussian):
-    """f, mean, logvar and z, which is drawn from them."""
-    mean, logvar = parameters(draw, k)
-    return f(draw, k), mean, logvar, reparameterize(mean, logvar, draw(samples, k))
-
-
-def stepped(draw, samples, k):
-    """The same with a step between two samples, so that no rounding can take one across."""
-    _, mean, logvar, z = sampled(draw, sine, samples, k)
-    vector = draw(k)
-    heights = (z @ vector).sort().values
-    middle = (heights[samples // 2 - 1] + heights[samples // 2]) / 2
-    return Step(vector, -middle), mean, logvar, z
-
-
-def reparameterize_cases(draw):
-    return [
-        Case("(7, 3) from (3,)", (*gaussian(draw, 3), draw(7, 3))),
-        Case("(5, 4) from (5, 4)", (*gaussian(draw, 5, 4), draw(5, 4))),
-        Case("(6, 5, 2) from (5, 2)", (*gaussian(draw, 5, 2), draw(6, 5, 2))),
-        Case("one sample, (1, 4) from (4,)", (*gaussian(draw, 4), draw(1, 4))),
-        Case("one latent, (6, 1) from (1,)", (*gaussian(draw, 1), draw(6, 1))),
-        Case("(3, 3) from (3,)", (*gaussian(draw, 3), draw(3, 3))),
-    ]
-
-
-def reparameterize_extremes(draw):
-    # Beyond 88 exp(logvar) leaves float32, beyond -104 it is zero there; half of it stays well inside.
-    # Around a mean of zero, and to a relative precision: a mean would hide what a tiny variance is.
-    mean, far = torch.zeros(3, dtype=f64), [torch.tensor([-s, s, 0.3], dtype=f64) for s in (120, 1200)]
-    return [
-        (Case("log-variances of -120 and 120", (mean, far[0], draw(4, 3))), f32, 1e-4, 0.0),
-        (Case("log-variances of -1200 and 1200", (mean, far[1], draw(4, 3))), f64, 1e-9, 0.0),
-    ]
-
-
-def pathwise_cases(draw):
-    def case(label, f, samples, k):
-        return Case(label, (f(draw, k), *gaussian(draw, k), draw(samples, k)))
-
-    return [
-        case("7 samples of 3 latents, a quadratic f", quadratic, 7, 3),
-        case("6 samples of 4 latents, a sine", sine, 6, 4),
-        case("one sample", sine, 1, 4),
-        case("one latent", quadratic, 6, 1),
-        case("5 samples of 5 latents", sine, 5, 5),
-        case("40 samples of 20 latents", quadratic, 40, 20),
-    ]
-
-
-def pathwise_probes(draw):
-    return [Case("", (f(draw, 3), *positive(draw, 3), draw(7, 3))) for f in (quadratic, sine)]
-
-
-def pathwise_extremes(draw):
-    # A linear f, so that nothing but the sample itself could overflow.
-    def linear(far):
-        logvar = torch.tensor([-far, far, 0.3], dtype=f64)
-        f = Quadratic(torch.zeros(3, 3, dtype=f64), 1 + draw(3).abs(), draw())
-        noise = draw(4, 3).abs()  # of one sign: nothing cancels in their sum
-        return f, torch.zeros(3, dtype=f64), logvar, noise
-
-    return [
-        (Case("log-variances of -120 and 120", linear(120)), f32, 1e-4, 0.0),
-        (Case("log-variances of -1200 and 1200", linear(1200)), f64, 1e-9, 0.0),
-    ]
-
-
-def score_cases(draw):
-    return [
-        Case("7 samples of 3 latents, a quadratic f", sampled(draw, quadratic, 7, 3)),
-        Case("6 samples of 4 latents, a sine", sampled(draw, sine, 6, 4)),
-        Case("one sample", sampled(draw, quadratic, 1, 4)),
-        Case("one latent", sampled(draw, sine, 6, 1)),
-        Case("5 samples of 5 latents", sampled(draw, quadratic, 5, 5)),
-        Case("40 samples of 20 latents", sampled(draw, quadratic, 40, 20)),
-        Case("baseline=None", sampled(draw, quadratic, 8, 2), {"baseline": None}),
-        Case("a step function", stepped(draw, 9, 3)),
-    ]
-
-
-def score_probes(draw):
-    return [Case("", sampled(draw, f, 7, 3, positive)) for f in (quadratic, sine)]
-
-
-def baseline_cases(draw):
-    return [
-        Case("baseline=2.5", sampled(draw, quadratic, 7, 3), {"baseline": 2.5}),
-        Case("the integer 3 as fifth argument", (*sampled(draw, sine, 6, 4), 3)),
-        Case("a tensor () as baseline", (*sampled(draw, quadratic, 7, 3), draw() - 2)),
-        Case("a tensor (samples,) as baseline", (*sampled(draw, quadratic, 7, 3), 2 * draw(7))),
-        Case("a tensor (samples,) with as many latents", (*sampled(draw, quadratic, 4, 4), 2 * draw(4))),
-        Case("one sample with a tensor (1,) as baseline", (*sampled(draw, quadratic, 1, 3), draw(1))),
-        Case("baseline=0", sampled(draw, sine, 7, 3), {"baseline": 0}),
-        Case("a step function, baseline=0.5", stepped(draw, 9, 3), {"baseline": 0.5}),
-        Case("f(z) = z[:, 0], baseline=0.5", (First(), *sampled(draw, sine, 6, 3)[1:]), {"baseline": 0.5}),
-    ]
-
-
-def baseline_probes(draw):
-    # One of them without, to tell a sign that is wrong throughout from b - f.
-    return [
-        Case("", (*sampled(draw, f, 7, 3, positive), baseline))
-        for f, baseline in ((quadratic, 2.5), (sine, 2 * draw(7)), (quadratic, None))
-    ]
-
-
-def score_extremes(draw):
-    # Around a mean of zero, where z is known to its last digit however small the variance.
-    def flat(far):
-        mean, logvar = torch.zeros(3, dtype=f64), torch.tensor([-far, far, 0.3], dtype=f64)
-        f = Sine(torch.tensor([0, 0, 1], dtype=f64), draw())
-        return f, mean, logvar, reparameterize(mean, logvar, draw(6, 3))
-
-    def far(distance):
-        mean, logvar = distance + draw(3), draw(3) - 10
-        return sine(draw, 3), mean, logvar, reparameterize(mean, logvar, draw(6, 3))
-
-    return [
-        (Case("log-variances of -60 and 60", flat(60)), f32, 1e-4),
-        (Case("log-variances of -60 and 60", flat(60)), f64, 1e-9),
-        (Case("means near 10000, log-variances near -10", far(10_000)), f64, 1e-9),
-    ]
-
-
 def loo_cases(draw):
     return [
         Case("7 values", (3 + draw(7),)),
@@ -533,55 +734,33 @@ def loo_cases(draw):
     ]
 
 
-# ---- tests of their own
+def per_sample(result, samples: int) -> str:
+    """Why a result is not one number per sample; "" when it is."""
+    right = isinstance(result, Tensor) and result.shape == (samples,)
+    return "" if right else f"expected one number per sample, shape ({samples},), and got {shape(result)}"
 
 
-def baseline(task: Task, student: Student, draw) -> None:
-    """The values again, with every kind of baseline."""
-    values(replace(task, cases=baseline_cases, probes=baseline_probes), student, draw)
-
-
-def parameters(task: Task, student: Student, draw) -> None:
-    """Are the numbers the same when the inputs are parts of a graph, as they are in training?"""
-    for case in list(task.cases(draw))[:3]:
-        f, mean, logvar, noise = prepared(case.arguments, f64)
-        where = f"{task.name} ({case.label})"
-        want = task.reference(f, mean, logvar, noise)
-        plain = mean.clone(), logvar.clone(), noise.clone()
-        got = student(f, *plain, where=case.label)
-        if any(one.requires_grad for one in plain):
-            raise Wrong(
-                f"{where}: an input requires gradients after the call, and did not before. Leave the inputs "
-                "as they are: work on detached copies."
-            )
-        if not same(got, want, 1e-4, 1e-4):
-            raise Wrong(
-                f"{where}: wrong already without required gradients; repair that first."
-                f"{diagnose(task, student, draw)}"
-            )
-        mean.requires_grad_()
-        logvar.requires_grad_()
-        if (
-            task.name == "score_function_gradient"
-        ):  # here the fourth is a sample, as reparameterize returns it
-            noise = mean + torch.exp(logvar / 2) * ((noise - mean) / torch.exp(logvar / 2)).detach()
-        got = student(f, mean, logvar, noise, where=f"{case.label}, inputs that require gradients")
-        if isinstance(got, tuple | list) and any(part is None for part in got):
-            raise Wrong(
-                f"{where}: None is returned when the inputs require gradients already. Only leaves of a "
-                "graph have a .grad, and a clone of such an input is no leaf: detach it first, or use "
-                "torch.autograd.grad."
-            )
-        if mean.grad is not None or logvar.grad is not None:
-            raise Wrong(
-                f"{where}: backward() leaves gradients in mean.grad or logvar.grad, where the next call, or "
-                "the training loop, adds to them. Work on detached copies, or use torch.autograd.grad."
-            )
-        if not same(got, want, 1e-4, 1e-4):
-            raise Wrong(
-                f"{where}: right for plain tensors, wrong when mean and logvar require gradients and the "
-                "samples come with a graph that leads back to them. Detach what must not be differentiated."
-            )
+def loo_properties(student: Student):
+    values = torch.tensor([1.0, -2.0, 4.0, 0.5, 3.0])
+    baselines = student(values.clone())
+    yield "one number per sample", per_sample(baselines, 5)
+    yield "finite", "" if finite(baselines) else "some numbers are not finite"
+    order = torch.tensor([3, 0, 4, 1, 2])
+    why = (
+        ""
+        if torch.allclose(student(values[order]), baselines[order], atol=1e-5)
+        else "the order must not matter"
+    )
+    yield "values in another order, baselines in that order", why
+    why = (
+        ""
+        if torch.allclose(student(values + 10), baselines + 10, atol=1e-4)
+        else "all values 10 higher: so are these"
+    )
+    yield "higher with the values", why
+    equal = student(torch.full((4,), 2.5))
+    why = "" if zero(equal - 2.5) else "when all values are equal, each is the mean of the others"
+    yield "equal values are their own baselines", why
 
 
 def independence(task: Task, student: Student, draw) -> None:
@@ -610,198 +789,18 @@ def independence(task: Task, student: Student, draw) -> None:
                 )
 
 
-# ---- the visible checks
+LEAVE_ONE_OUT_BASELINE = Task(
+    name="leave_one_out_baseline",
+    read="gradients#baselines-that-you-can-compute",
+    reference=leave_one_out_baseline,
+    slips=loo_slips,
+    properties=loo_properties,
+    cases=loo_cases,
+    probes=lambda draw: [Case("", (2 + draw(7).abs(),)), Case("", (draw(5),))],
+    tests={"values": values, "independence": independence},
+)
 
-
-def line(start, stop, *size):
-    return torch.linspace(start, stop, math.prod(size)).reshape(size)
-
-
-def per_sample(result, samples: int) -> str:
-    """Why a result is not one number per sample; "" when it is."""
-    right = isinstance(result, Tensor) and result.shape == (samples,)
-    return "" if right else f"expected one number per sample, shape ({samples},), and got {shape(result)}"
-
-
-def is_pair(result, k: int) -> str:
-    """Why a result is not a gradient for mean and one for logvar; "" when it is."""
-    right = (
-        isinstance(result, tuple | list)
-        and len(result) == 2
-        and all(isinstance(part, Tensor) and part.shape == (k,) for part in result)
-    )
-    return "" if right else f"expected two tensors of shape ({k},), and got {shape(result)}"
-
-
-def zero(result) -> bool:
-    return bool((result.abs() < 1e-5).all())
-
-
-def reparameterize_properties(student: Student):
-    mean, logvar, eps = line(-2, 2, 3), line(-1, 1, 3), line(-1.5, 2, 5, 3)
-
-    def call(mean=mean, logvar=logvar, eps=eps):
-        return student(mean.clone(), logvar.clone(), eps.clone())
-
-    z = call()
-    right = isinstance(z, Tensor) and z.shape == (5, 3)
-    yield "the shape of eps", "" if right else f"expected a tensor of shape (5, 3), and got {shape(z)}"
-    codes = student(line(-2, 2, 4, 2), line(-1, 1, 4, 2), line(-1, 1, 6, 4, 2))
-    right = isinstance(codes, Tensor) and codes.shape == (6, 4, 2)
-    yield (
-        "samples of a batch",
-        "" if right else f"expected a tensor of shape (6, 4, 2), and got {shape(codes)}",
-    )
-    again = call()
-    yield "the same at a second call", "" if torch.equal(z, again) else "eps is the only noise; draw no more"
-    still = call(eps=torch.zeros(5, 3))
-    yield "without noise, the mean", "" if zero(still - mean) else "where eps is 0, z is the mean"
-    why = "" if torch.allclose(call(mean=mean + 1), z + 1) else "a step of the mean must carry z along"
-    yield "the mean moves z along", why
-    wider = call(logvar=logvar + 1)
-    why = "" if ((wider - mean).abs() >= (z - mean).abs()).all() else "a larger logvar must spread z further"
-    yield "a larger logvar spreads z further", why
-
-
-def plain(pair):
-    """A pair of gradients without their graph."""
-    return tuple(part.detach() for part in pair)
-
-
-NOT_RANDOM = "nothing random is needed: the noise, or the samples, are given"
-
-
-def pathwise_properties(student: Student):
-    mean, logvar, eps = line(-2, 2, 3), line(-1, 1, 3), line(-1.5, 2, 5, 3).roll(1, 0)
-    f = Quadratic(line(-1, 1, 3, 3), line(0.5, 1, 3), torch.tensor(2.0))
-
-    def call(f=f, eps=eps):
-        return student(f, mean.clone(), logvar.clone(), eps.clone())
-
-    found = call()
-    yield "two gradients of shape (k,)", is_pair(found, 3)
-    yield "finite", "" if finite(found) else "some numbers are not finite"
-    yield "the same at a second call", "" if same(call(), plain(found), 0, 0) else NOT_RANDOM
-    flat = Quadratic(torch.zeros(3, 3), torch.zeros(3), torch.tensor(2.0))
-    why = "" if all(map(zero, call(f=flat))) else "the average of a constant does not move"
-    yield "no gradient for a constant f", why
-    why = "" if zero(call(eps=0 * eps)[1]) else "where eps is 0, z does not depend on logvar"
-    yield "no gradient for logvar without noise", why
-
-
-def score_properties(student: Student):
-    mean, logvar, z = line(-2, 2, 3), line(-1, 1, 3), line(-3, 4, 5, 3).roll(1, 0)
-    f = Quadratic(line(-1, 1, 3, 3), line(0.5, 1, 3), torch.tensor(2.0))
-
-    def call(*baseline, f=f, z=z):
-        return student(f, mean.clone(), logvar.clone(), z.clone(), *baseline)
-
-    found = call()
-    yield "two gradients of shape (k,)", is_pair(found, 3)
-    yield "finite", "" if finite(found) else "some numbers are not finite"
-    yield "the same at a second call", "" if same(call(), plain(found), 0, 0) else NOT_RANDOM
-    centre = call(z=mean.repeat(4, 1))
-    why = "" if zero(centre[0]) else "at its mean a Gaussian is flat: the score for the mean is zero there"
-    yield "no gradient for the mean from samples at the mean", why
-    why = is_pair(call(torch.linspace(0, 1, 5)), 3)
-    yield "the same shapes with a baseline (samples,)", why
-    flat = Quadratic(torch.zeros(3, 3), torch.zeros(3), torch.tensor(2.0))
-    why = "f equals its baseline for every sample here; subtract the baseline from f, for both gradients"
-    why = "" if all(map(zero, call(2.0, f=flat))) else why
-    yield "no gradient when f equals its baseline", why
-
-
-def loo_properties(student: Student):
-    values = torch.tensor([1.0, -2.0, 4.0, 0.5, 3.0])
-    found = student(values.clone())
-    yield "one number per sample", per_sample(found, 5)
-    yield "finite", "" if finite(found) else "some numbers are not finite"
-    order = torch.tensor([3, 0, 4, 1, 2])
-    why = (
-        "" if torch.allclose(student(values[order]), found[order], atol=1e-5) else "the order must not matter"
-    )
-    yield "values in another order, baselines in that order", why
-    why = (
-        ""
-        if torch.allclose(student(values + 10), found + 10, atol=1e-4)
-        else "all values 10 higher: so are these"
-    )
-    yield "higher with the values", why
-    equal = student(torch.full((4,), 2.5))
-    why = "" if zero(equal - 2.5) else "when all values are equal, each is the mean of the others"
-    yield "equal values are their own baselines", why
-
-
-# ---- the tasks
-
-
-def composed(own, f, mean, logvar, eps):
-    """The pathwise gradient through the student's own samples; None where no gradient comes through."""
-    leaves = [mean.detach().clone().requires_grad_(), logvar.detach().clone().requires_grad_()]
-    try:
-        total = f(own[0](*leaves, eps)).mean()
-        found = torch.autograd.grad(total, leaves, allow_unused=True)
-    except (RuntimeError, TypeError, AttributeError):
-        return None
-    return tuple(torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found))
-
-
-PATHWISE = "gradients#the-pathwise-gradient-move-the-samples"
 TASKS = {
     task.name: task
-    for task in (
-        Task(
-            name="reparameterize",
-            read=PATHWISE,
-            reference=reparameterize,
-            slips=reparameterize_slips,
-            properties=reparameterize_properties,
-            cases=reparameterize_cases,
-            probes=lambda draw: [
-                Case("", (*positive(draw, 3), draw(7, 3))),
-                Case("", (*positive(draw, 5, 2), draw(6, 5, 2))),
-            ],
-            extremes=reparameterize_extremes,
-            differentiate=(0, 1),
-            hint="halve the log-variance before the exponential; no epsilon, clamp or square root is needed",
-            tests={"values": values, "gradients": gradients, "stability": stability},
-        ),
-        Task(
-            name="pathwise_gradient",
-            read=PATHWISE,
-            reference=pathwise_gradient,
-            slips=pathwise_slips,
-            properties=pathwise_properties,
-            cases=pathwise_cases,
-            probes=pathwise_probes,
-            extremes=pathwise_extremes,
-            own=("reparameterize",),
-            composed=composed,
-            hint="differentiate exactly, in the type of the inputs, and halve logvar before the exponential",
-            tests={"values": values, "parameters": parameters, "stability": stability},
-        ),
-        Task(
-            name="score_function_gradient",
-            read="gradients#the-score-function-reweight-the-samples",
-            reference=score_function_gradient,
-            slips=score_slips,
-            properties=score_properties,
-            cases=score_cases,
-            probes=score_probes,
-            extremes=score_extremes,
-            hint="subtract the mean and divide by the standard deviation before squaring; no epsilon, clamp "
-            "or density is needed",
-            tests={"values": values, "baseline": baseline, "parameters": parameters, "stability": stability},
-        ),
-        Task(
-            name="leave_one_out_baseline",
-            read="gradients#baselines-that-you-can-compute",
-            reference=leave_one_out_baseline,
-            slips=baseline_slips,
-            properties=loo_properties,
-            cases=loo_cases,
-            probes=lambda draw: [Case("", (2 + draw(7).abs(),)), Case("", (draw(5),))],
-            tests={"values": values, "independence": independence},
-        ),
-    )
+    for task in (REPARAMETERIZE, PATHWISE_GRADIENT, SCORE_FUNCTION_GRADIENT, LEAVE_ONE_OUT_BASELINE)
 }

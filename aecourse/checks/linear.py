@@ -29,34 +29,10 @@ from aecourse.checks.core import (
     values,
 )
 
-# ---- the right answers, by another road than the model solution's
+# ---- shared by several tasks
 
-
-def principal_components(X, k):
-    mean = X.sum(0) / len(X)
-    _, singular, directions = torch.linalg.svd(X - mean, full_matrices=False)
-    return mean, directions[:k], singular[:k] ** 2 / len(X)
-
-
-def reconstruct(X, mean, components):
-    outside = torch.eye(len(mean), dtype=X.dtype) - torch.einsum("ki,kj->ij", components, components)
-    return X - (X - mean) @ outside
-
-
-def variance_split(X, X_hat):
-    mean = X.sum(0) / len(X)
-    pairs = (X, mean), (X_hat, mean), (X, X_hat)
-    return tuple(torch.einsum("nd,nd->n", one - other, one - other) for one, other in pairs)
-
-
-def regularised_loss(X, W1, W2, lam):
-    left_over = X - torch.einsum("ij,nj->ni", torch.einsum("ik,kj->ij", W2, W1), X)
-    root = lam.sqrt()
-    penalty = (root.unsqueeze(1) * W1).square().sum() + (W2 * root).square().sum()
-    return left_over.square().sum() / len(X) + penalty
-
-
-# ---- the slips
+TESTS = {"values": values, "gradients": gradients, "stability": stability}
+BEST = "linear#the-best-subspace"
 
 
 def mixed(*slots, most: int = 2) -> Iterator[tuple]:
@@ -67,6 +43,62 @@ def mixed(*slots, most: int = 2) -> Iterator[tuple]:
         clauses = tuple(clause for clause, *_ in chosen if clause)
         if len(clauses) <= most:
             yield clauses, [things[0] if len(things) == 1 else things for _, *things in chosen]
+
+
+def spectral(draw, n: int, eigenvalues: Tensor, dim: int, offset: float = 2.0) -> Tensor:
+    """Data (n, dim) whose covariance has these eigenvalues, at most n - 1 and dim of them, and zeros."""
+    raw = draw(n, len(eigenvalues))
+    codes = torch.linalg.qr(raw - raw.mean(0)).Q * (n * eigenvalues).sqrt()
+    axes = torch.linalg.qr(draw(dim, len(eigenvalues))).Q
+    return offset * draw(dim) + codes @ axes.mT
+
+
+def falling(draw, count: int) -> Tensor:
+    """Well separated: no component could be taken for a mixture of two."""
+    return 6 * 0.55 ** torch.arange(count, dtype=f64) * draw(count, low=0.9, high=1.1)
+
+
+def example(n: int, dim: int, seed: int = 5) -> Tensor:
+    draw = Draw(seed)
+    return spectral(draw, n, falling(draw, min(n - 1, dim)), dim).to(f32)
+
+
+def near(result, expected, tolerance: float = 1e-4) -> bool:
+    return same(result, expected, tolerance, tolerance)
+
+
+def triple(result, shapes) -> str:
+    """Why a result is not three tensors of these shapes; "" when it is."""
+    result = tuple(result) if isinstance(result, list) else result
+    right = (
+        isinstance(result, tuple)
+        and len(result) == 3
+        and all(isinstance(part, Tensor) for part in result)
+        and [tuple(part.shape) for part in result] == shapes
+    )
+    if not right:
+        wanted = ", ".join(map(str, shapes))
+        return f"expected three tensors of shapes {wanted}, and got {shape(result)}"
+    return ""
+
+
+SHIFT = torch.tensor([3.0, -2.0, 1.0, 5.0])
+
+# ---- principal_components(X, k): the mean, the first k components and their variances
+
+
+def principal_components(X, k):
+    mean = X.sum(0) / len(X)
+    _, singular, directions = torch.linalg.svd(X - mean, full_matrices=False)
+    return mean, directions[:k], singular[:k] ** 2 / len(X)
+
+
+def scaled(power: float) -> Callable:
+    return lambda components, eigenvalues: components * eigenvalues.clamp_min(1e-300)[:, None] ** power
+
+
+def root(eigenvalues, _=None):
+    return eigenvalues.clamp_min(0).sqrt()
 
 
 def principal_components_slips(X, k):
@@ -177,14 +209,6 @@ def principal_components_slips(X, k):
     yield "the mean is not returned", right[1:]
 
 
-def scaled(power: float) -> Callable:
-    return lambda components, eigenvalues: components * eigenvalues.clamp_min(1e-300)[:, None] ** power
-
-
-def root(eigenvalues, _=None):
-    return eigenvalues.clamp_min(0).sqrt()
-
-
 def unsigned(result):
     """The same components with their largest entry positive. Only what looks like an answer is changed."""
     if not (isinstance(result, tuple | list) and len(result) == 3):
@@ -197,6 +221,140 @@ def unsigned(result):
     along = 1 if components.shape[0] == eigenvalues.numel() else 0  # columns: they have signs, too
     largest = components.gather(along, components.abs().argmax(along, keepdim=True))
     return mean, components * torch.where(largest < 0, -1.0, 1.0).to(components), eigenvalues
+
+
+def pca_cases(draw):
+    def case(label, n, dim, k):
+        return Case(label, (spectral(draw, n, falling(draw, min(n - 1, dim)), dim), k))
+
+    return [
+        case("12 examples of 5 dimensions, k=3", 12, 5, 3),
+        case("k=1", 10, 4, 1),
+        case("k=D=4", 9, 4, 4),
+        case("6 examples of 15 dimensions, k=4", 6, 15, 4),
+        case("6 examples of 6 dimensions, k=2", 6, 6, 2),
+        case("2 examples of 3 dimensions, k=1", 2, 3, 1),
+        case("100 examples of 20 dimensions, k=4", 100, 20, 4),
+    ]
+
+
+def pca_extremes(draw):
+    return [
+        (Case(f"means near {offset:g}", (spectral(draw, 50, falling(draw, 5), 5, offset), 3)), dtype, rtol)
+        for offset, dtype, rtol in ((1e3, f32, 1e-4), (1e6, f64, 1e-9))
+    ]
+
+
+def pca_properties(student: Student):
+    for n, dim, k in ((9, 4, 2), (4, 7, 3)):
+        X = example(n, dim)
+        result = student(X.clone(), k)
+        label = f"{n} examples of {dim} dimensions"
+        yield f"{label}: three results", triple(result, [(dim,), (k, dim), (k,)])
+        yield f"{label}: finite", "" if finite(result) else "some numbers are not finite"
+        _, components, eigenvalues = result
+        why = "" if near(components.square().sum(1), torch.ones(k)) else "each component should have length 1"
+        yield f"{label}: components of length 1", why
+        right = near(components @ components.mT, torch.eye(k), 1e-3)
+        why = "" if right else "the rows of components should be at right angles to each other"
+        yield f"{label}: at right angles", why
+        right = (eigenvalues.diff() <= 1e-5).all() and (eigenvalues > -1e-5).all()
+        why = "" if right else "the eigenvalues should fall, and variances are never negative"
+        yield f"{label}: eigenvalues fall", why
+    X = example(9, 4)
+    before, after = unsigned(student(X.clone(), 2)), unsigned(student(X + SHIFT, 2))
+    why = (
+        ""
+        if near(after[0], before[0] + SHIFT, 1e-3)
+        else "move all data by a vector, and their mean moves by it"
+    )
+    yield "data moved: the mean moves along", why
+    right = near(tuple(after[1:]), tuple(before[1:]), 1e-3)
+    yield "data moved: the rest stays", "" if right else "only differences from the mean should matter"
+
+
+def tied_cases(draw):
+    def case(label, n, eigenvalues, dim, k):
+        return Case(label, (spectral(draw, n, torch.tensor(eigenvalues, dtype=f64), dim), k))
+
+    constant = spectral(draw, 9, torch.tensor([3.0, 1.0], dtype=f64), 2)
+    return [
+        case("two pairs of equal eigenvalues, k=2", 12, (3, 3, 1, 1), 4, 2),
+        case("two pairs of equal eigenvalues, k=4", 12, (3, 3, 1, 1), 4, 4),
+        case("k=3 cuts a pair of equal eigenvalues", 15, (4, 2, 1, 1, 0.3), 5, 3),
+        case("all eigenvalues equal", 20, (2,) * 6, 6, 4),
+        Case(
+            "a dimension that is constant, k=D", (torch.cat((constant, constant[:1, :1].expand(9, 1)), 1), 3)
+        ),
+        case("all examples on a line, k=3", 10, (2,), 5, 3),
+        case("5 examples of 8 dimensions, k=5", 5, (4, 2, 1, 0.5), 8, 5),
+    ]
+
+
+def ties(task: Task, student: Student, draw: Draw) -> None:
+    """Equal eigenvalues, and zeros: components are no longer unique, but what makes them components is."""
+    looks = list(product(tied_cases(draw), (f64, f32)))
+    given = [prepared(case.arguments, dtype) for case, dtype in looks]
+    exacts = [X.to(f64, copy=True) for X, _ in given]
+    results = student.each([(a, {}, case.label) for a, (case, _) in zip(given, looks)])
+    for (case, dtype), (X, k), exact, got in zip(looks, given, exacts, results):
+        where = f"{task.name} ({case.label}, {str(dtype).removeprefix('torch.')})"
+        why = triple(got, [(X.shape[1],), (k, X.shape[1]), (k,)])
+        if why:
+            raise Wrong(f"{where}: {why}.{diagnose(task, student, draw)}")
+        mean, components, eigenvalues = (part.detach().to(f64) for part in got)
+        close = 1e-5 if dtype == f64 else 2e-3  # the last digits are for `stability`
+        covariance = torch.cov(exact.mT, correction=0).reshape(X.shape[1], -1)
+        if not finite(got):
+            raise Wrong(
+                f"{where}: not all numbers are finite. Is something divided by an eigenvalue that is 0?"
+            )
+        if not same(mean, exact.mean(0), close, close):
+            raise Wrong(f"{where}: the mean is wrong.{diagnose(task, student, draw)}")
+        if not same(eigenvalues, torch.linalg.eigvalsh(covariance).flip(0)[:k], close, close):
+            raise Wrong(f"{where}: the eigenvalues are wrong.{diagnose(task, student, draw)}")
+        if not same(components @ components.mT, torch.eye(k, dtype=f64), close, close):
+            raise Wrong(
+                f"{where}: the components are not orthonormal. Where eigenvalues are equal or zero, not "
+                "every way to eigenvectors gives orthonormal ones; a solver for symmetric matrices does."
+                f"{diagnose(task, student, draw)}"
+            )
+        if not same(components @ covariance, eigenvalues[:, None] * components, close, close):
+            raise Wrong(
+                f"{where}: the components are orthonormal, but they are no eigenvectors of the covariance "
+                f"with these eigenvalues.{diagnose(task, student, draw)}"
+            )
+
+
+PRINCIPAL_COMPONENTS = Task(
+    name="principal_components",
+    read=BEST,
+    reference=principal_components,
+    slips=principal_components_slips,
+    properties=pca_properties,
+    cases=pca_cases,
+    probes=lambda draw: [
+        Case("", (spectral(draw, n, falling(draw, dim), dim), k)) for n, dim, k in ((12, 5, 3), (9, 4, 2))
+    ],
+    extremes=pca_extremes,
+    canonical=unsigned,
+    hint="subtract the mean before anything is squared, keep the type, and add nothing",
+    forbidden=(
+        "torch.pca_lowrank",
+        "sklearn.decomposition.PCA",
+        "sklearn.decomposition.IncrementalPCA",
+        "sklearn.decomposition.KernelPCA",
+        "sklearn.decomposition.TruncatedSVD",
+    ),
+    tests={"values": values, "ties": ties, "stability": stability},
+)
+
+# ---- reconstruct(X, mean, components): the projection of each example on the subspace
+
+
+def reconstruct(X, mean, components):
+    outside = torch.eye(len(mean), dtype=X.dtype) - torch.einsum("ki,kj->ij", components, components)
+    return X - (X - mean) @ outside
 
 
 def reconstruct_slips(X, mean, C):
@@ -238,6 +396,94 @@ def reconstruct_slips(X, mean, C):
     yield "the reconstruction error is returned, not the reconstruction", (X - right).square().sum(1)
 
 
+def basis(X, mean, square_root):
+    """Orthonormal rows (k, D) from any (D, k): gradients are taken within the orthonormal ones."""
+    return X, mean, torch.linalg.qr(square_root).Q.mT
+
+
+def directions(draw, dim: int, k: int) -> Tensor:
+    """A (D, k) matrix for `basis`, far from singular: a gradient through it keeps its digits in float32."""
+    return torch.linalg.qr(draw(dim, k)).Q * draw(k, low=0.7, high=1.5)
+
+
+def reconstruct_cases(draw):
+    def case(label, n, dim, k):
+        mean = 2 * draw(dim)
+        return Case(label, (mean + 1 + 1.5 * draw(n, dim), mean, directions(draw, dim, k)))
+
+    return [
+        case("7 examples of 5 dimensions, k=2", 7, 5, 2),
+        case("one example", 1, 4, 2),
+        case("k=1", 6, 3, 1),
+        case("k=D=4", 5, 4, 4),
+        case("5 examples of 5 dimensions, k=3", 5, 5, 3),
+        case("one dimension", 4, 1, 1),
+        case("3 examples of 30 dimensions, k=6", 3, 30, 6),
+    ]
+
+
+def reconstruct_extremes(draw):
+    # One dimension with a huge mean: a code of uncentred data drags its rounding into all the others.
+    def far(offset):
+        mean = draw(6)
+        mean[2] = offset
+        return mean + draw(8, 6), mean, directions(draw, 6, 2)
+
+    return [
+        (Case(f"a dimension with a mean of {offset:g}", far(offset)), dtype, rtol)
+        for offset, dtype, rtol in ((1e6, f32, 1e-4), (1e10, f64, 1e-9))
+    ]
+
+
+def reconstruct_properties(student: Student):
+    X = example(6, 4)
+    mean, components = X[0] - 0.5, torch.eye(4)[:2].roll(1, 0) @ torch.linalg.qr(example(4, 4, 6)).Q
+
+    def call(X):
+        return student(X.clone(), mean.clone(), components.clone())
+
+    rebuilt = call(X)
+    right = isinstance(rebuilt, Tensor) and rebuilt.shape == (6, 4)
+    yield "the shape of X", "" if right else f"expected a tensor of shape (6, 4), and got {shape(rebuilt)}"
+    yield "finite", "" if finite(rebuilt) else "some numbers are not finite"
+    alone = call(mean[None])
+    right = isinstance(alone, Tensor) and alone.shape == (1, 4)
+    why = (
+        ""
+        if right
+        else f"one example, (1, 4), should give a tensor of shape (1, 4), and gives {shape(alone)}"
+    )
+    yield "the shape of one example", why
+    why = "" if near(alone, mean[None]) else "the mean lies in the subspace: it comes back as it is"
+    yield "the mean comes back", why
+    why = "" if near(call(rebuilt), rebuilt, 1e-3) else "what is in the subspace already should stay there"
+    yield "a reconstruction comes back", why
+
+
+RECONSTRUCT = Task(
+    name="reconstruct",
+    read=BEST,
+    reference=reconstruct,
+    slips=reconstruct_slips,
+    properties=reconstruct_properties,
+    cases=reconstruct_cases,
+    extremes=reconstruct_extremes,
+    probes=lambda draw: [reconstruct_cases(draw)[0], reconstruct_cases(draw)[0]],
+    differentiate=(0, 1, 2),
+    build=basis,
+    hint="subtract the mean before the projection: a code of uncentred data loses its last digits",
+    tests=TESTS,
+)
+
+# ---- variance_split(X, X_hat): three squared distances per example, between X, X_hat and the mean
+
+
+def variance_split(X, X_hat):
+    mean = X.sum(0) / len(X)
+    pairs = (X, mean), (X_hat, mean), (X, X_hat)
+    return tuple(torch.einsum("nd,nd->n", start - end, start - end) for start, end in pairs)
+
+
 LEGS = [
     *REDUCTIONS,
     ("distances are returned, not squared distances", lambda t: t.sum(1).sqrt()),
@@ -245,6 +491,10 @@ LEGS = [
     ("there is a half in front", lambda t: 0.5 * t.sum(1)),
     ("the squares of an example are not summed, their largest is taken", lambda t: t.amax(1)),
 ]
+
+
+def shifted(X, X_hat, centre):
+    return (X - centre) ** 2, (X_hat - centre) ** 2, (X - X_hat) ** 2
 
 
 def variance_split_slips(X, X_hat):
@@ -281,11 +531,11 @@ def variance_split_slips(X, X_hat):
     orders += [("the three results are in another order", o) for o in list(permutations(range(3)))[1:]]
     for clauses, (three, reduce, order) in mixed(legs, LEGS, orders):
         try:
-            found = [reduce(leg) for leg in three]
+            reduced = [reduce(leg) for leg in three]
         except (RuntimeError, IndexError):  # a dimension that is not there
             yield clauses, None
             continue
-        yield clauses, tuple(found[i] for i in order)
+        yield clauses, tuple(reduced[i] for i in order)
     roots = [s.sum(1) for s in (t, p)]
     yield minus, (*roots, (roots[0] - roots[1]).abs())
     yield minus, (*roots, (roots[0] - roots[1]).clamp_min(0))
@@ -298,8 +548,83 @@ def variance_split_slips(X, X_hat):
     yield "the three are stacked into one tensor: return a tuple", torch.stack([*roots, error.sum(1)])
 
 
-def shifted(X, X_hat, centre):
-    return (X - centre) ** 2, (X_hat - centre) ** 2, (X - X_hat) ** 2
+def split_cases(draw):
+    def case(label, n, dim):
+        X = 2 * draw(dim) + 1.5 * draw(n, dim)
+        return Case(label, (X, X + 0.3 + 0.6 * draw(n, dim)))
+
+    X = spectral(draw, 9, falling(draw, 4), 4)
+    mean, components, _ = principal_components(X, 2)
+    return [
+        case("7 examples of 4 dimensions", 7, 4),
+        case("one example", 1, 5),
+        case("one dimension", 6, 1),
+        case("4 examples of 4 dimensions", 4, 4),
+        case("3 examples of 30 dimensions", 3, 30),
+        Case("X_hat is the best projection", (X, reconstruct(X, mean, components))),
+        Case("X_hat = X", (X, X.clone())),
+    ]
+
+
+def split_extremes(draw):
+    # Of a mean of 1000 a float32 knows four digits behind the point.
+    def far(offset):
+        X = offset * (1 + 0.1 * draw(16)) + draw(12, 16)
+        return X, X + 0.3 + 0.5 * draw(12, 16)
+
+    return [
+        (Case("means near 1000", far(1e3)), f32, 1e-3),
+        (Case("means near 10000000", far(1e7)), f64, 1e-6),
+    ]
+
+
+def split_properties(student: Student):
+    X = example(6, 4)
+    X_hat = X.roll(1, 0) + 0.1
+
+    def call(X, X_hat):
+        return student(X.clone(), X_hat.clone())
+
+    split = call(X, X_hat)
+    yield "three tensors, one number per example", triple(split, [(6,)] * 3)
+    yield "finite", "" if finite(split) else "some numbers are not finite"
+    why = "" if all((part >= 0).all() for part in split) else "squared distances are never negative"
+    yield "never negative", why
+    total, projected, error = call(X, X)
+    right = near(error, torch.zeros(6)) and near(total, projected)
+    why = "" if right else "where X_hat is X, the error is 0, and total and projected are equal"
+    yield "no error where X_hat is X", why
+    moved = call(X + SHIFT, X_hat + SHIFT)
+    right = near(tuple(moved), tuple(split), 1e-3)
+    yield "X and X_hat moved together: the same", "" if right else "only differences should matter"
+
+
+VARIANCE_SPLIT = Task(
+    name="variance_split",
+    read=BEST,
+    reference=variance_split,
+    slips=variance_split_slips,
+    properties=split_properties,
+    cases=split_cases,
+    probes=lambda draw: [split_cases(draw)[0], split_cases(draw)[0]],
+    extremes=split_extremes,
+    hint="subtract first and square then: squares of large numbers drown their difference",
+    tests={"values": values, "stability": stability},
+)
+
+# ---- regularised_loss(X, W1, W2, lam): a squared error and a price for each code number
+
+
+def regularised_loss(X, W1, W2, lam):
+    left_over = X - torch.einsum("ij,nj->ni", torch.einsum("ik,kj->ij", W2, W1), X)
+    root = lam.sqrt()
+    penalty = (root.unsqueeze(1) * W1).square().sum() + (W2 * root).square().sum()
+    return left_over.square().sum() / len(X) + penalty
+
+
+def cross(W1, W2, lam):
+    encoder, decoder = lam.sqrt() @ W1, W2 @ lam.sqrt()
+    return encoder @ encoder + decoder @ decoder
 
 
 def regularised_loss_slips(X, W1, W2, lam):
@@ -399,118 +724,6 @@ def regularised_loss_slips(X, W1, W2, lam):
             yield clauses, None
 
 
-def cross(W1, W2, lam):
-    one, other = lam.sqrt() @ W1, W2 @ lam.sqrt()
-    return one @ one + other @ other
-
-
-# ---- the inputs
-
-
-def spectral(draw, n: int, eigenvalues: Tensor, dim: int, offset: float = 2.0) -> Tensor:
-    """Data (n, dim) whose covariance has these eigenvalues, at most n - 1 and dim of them, and zeros."""
-    raw = draw(n, len(eigenvalues))
-    codes = torch.linalg.qr(raw - raw.mean(0)).Q * (n * eigenvalues).sqrt()
-    axes = torch.linalg.qr(draw(dim, len(eigenvalues))).Q
-    return offset * draw(dim) + codes @ axes.mT
-
-
-def falling(draw, count: int) -> Tensor:
-    """Well separated: no component could be taken for a mixture of two."""
-    return 6 * 0.55 ** torch.arange(count, dtype=f64) * draw(count, low=0.9, high=1.1)
-
-
-def pca_cases(draw):
-    def case(label, n, dim, k):
-        return Case(label, (spectral(draw, n, falling(draw, min(n - 1, dim)), dim), k))
-
-    return [
-        case("12 examples of 5 dimensions, k=3", 12, 5, 3),
-        case("k=1", 10, 4, 1),
-        case("k=D=4", 9, 4, 4),
-        case("6 examples of 15 dimensions, k=4", 6, 15, 4),
-        case("6 examples of 6 dimensions, k=2", 6, 6, 2),
-        case("2 examples of 3 dimensions, k=1", 2, 3, 1),
-        case("100 examples of 20 dimensions, k=4", 100, 20, 4),
-    ]
-
-
-def pca_extremes(draw):
-    return [
-        (Case(f"means near {offset:g}", (spectral(draw, 50, falling(draw, 5), 5, offset), 3)), dtype, rtol)
-        for offset, dtype, rtol in ((1e3, f32, 1e-4), (1e6, f64, 1e-9))
-    ]
-
-
-def basis(X, mean, square_root):
-    """Orthonormal rows (k, D) from any (D, k): gradients are taken within the orthonormal ones."""
-    return X, mean, torch.linalg.qr(square_root).Q.mT
-
-
-def directions(draw, dim: int, k: int) -> Tensor:
-    """A (D, k) matrix for `basis`, far from singular: a gradient through it keeps its digits in float32."""
-    return torch.linalg.qr(draw(dim, k)).Q * draw(k, low=0.7, high=1.5)
-
-
-def reconstruct_cases(draw):
-    def case(label, n, dim, k):
-        mean = 2 * draw(dim)
-        return Case(label, (mean + 1 + 1.5 * draw(n, dim), mean, directions(draw, dim, k)))
-
-    return [
-        case("7 examples of 5 dimensions, k=2", 7, 5, 2),
-        case("one example", 1, 4, 2),
-        case("k=1", 6, 3, 1),
-        case("k=D=4", 5, 4, 4),
-        case("5 examples of 5 dimensions, k=3", 5, 5, 3),
-        case("one dimension", 4, 1, 1),
-        case("3 examples of 30 dimensions, k=6", 3, 30, 6),
-    ]
-
-
-def reconstruct_extremes(draw):
-    # One dimension with a huge mean: a code of uncentred data drags its rounding into all the others.
-    def far(offset):
-        mean = draw(6)
-        mean[2] = offset
-        return mean + draw(8, 6), mean, directions(draw, 6, 2)
-
-    return [
-        (Case(f"a dimension with a mean of {offset:g}", far(offset)), dtype, rtol)
-        for offset, dtype, rtol in ((1e6, f32, 1e-4), (1e10, f64, 1e-9))
-    ]
-
-
-def split_cases(draw):
-    def case(label, n, dim):
-        X = 2 * draw(dim) + 1.5 * draw(n, dim)
-        return Case(label, (X, X + 0.3 + 0.6 * draw(n, dim)))
-
-    X = spectral(draw, 9, falling(draw, 4), 4)
-    mean, components, _ = principal_components(X, 2)
-    return [
-        case("7 examples of 4 dimensions", 7, 4),
-        case("one example", 1, 5),
-        case("one dimension", 6, 1),
-        case("4 examples of 4 dimensions", 4, 4),
-        case("3 examples of 30 dimensions", 3, 30),
-        Case("X_hat is the best projection", (X, reconstruct(X, mean, components))),
-        Case("X_hat = X", (X, X.clone())),
-    ]
-
-
-def split_extremes(draw):
-    # Of a mean of 1000 a float32 knows four digits behind the point.
-    def far(offset):
-        X = offset * (1 + 0.1 * draw(16)) + draw(12, 16)
-        return X, X + 0.3 + 0.5 * draw(12, 16)
-
-    return [
-        (Case("means near 1000", far(1e3)), f32, 1e-3),
-        (Case("means near 10000000", far(1e7)), f64, 1e-6),
-    ]
-
-
 def weights(draw, dim: int, k: int):
     return draw(k, dim) / dim**0.5, draw(dim, k) / k**0.5, draw(k, low=0.1, high=1.5)
 
@@ -547,166 +760,6 @@ def loss_extremes(draw):
     ]
 
 
-# ---- a test of its own
-
-
-def tied_cases(draw):
-    def case(label, n, eigenvalues, dim, k):
-        return Case(label, (spectral(draw, n, torch.tensor(eigenvalues, dtype=f64), dim), k))
-
-    constant = spectral(draw, 9, torch.tensor([3.0, 1.0], dtype=f64), 2)
-    return [
-        case("two pairs of equal eigenvalues, k=2", 12, (3, 3, 1, 1), 4, 2),
-        case("two pairs of equal eigenvalues, k=4", 12, (3, 3, 1, 1), 4, 4),
-        case("k=3 cuts a pair of equal eigenvalues", 15, (4, 2, 1, 1, 0.3), 5, 3),
-        case("all eigenvalues equal", 20, (2,) * 6, 6, 4),
-        Case(
-            "a dimension that is constant, k=D", (torch.cat((constant, constant[:1, :1].expand(9, 1)), 1), 3)
-        ),
-        case("all examples on a line, k=3", 10, (2,), 5, 3),
-        case("5 examples of 8 dimensions, k=5", 5, (4, 2, 1, 0.5), 8, 5),
-    ]
-
-
-def ties(task: Task, student: Student, draw: Draw) -> None:
-    """Equal eigenvalues, and zeros: components are no longer unique, but what makes them components is."""
-    looks = list(product(tied_cases(draw), (f64, f32)))
-    given = [prepared(case.arguments, dtype) for case, dtype in looks]
-    exacts = [X.to(f64, copy=True) for X, _ in given]
-    results = student.each([(a, {}, case.label) for a, (case, _) in zip(given, looks)])
-    for (case, dtype), (X, k), exact, got in zip(looks, given, exacts, results):
-        where = f"{task.name} ({case.label}, {str(dtype).removeprefix('torch.')})"
-        why = triple(got, [(X.shape[1],), (k, X.shape[1]), (k,)])
-        if why:
-            raise Wrong(f"{where}: {why}.{diagnose(task, student, draw)}")
-        mean, components, eigenvalues = (part.detach().to(f64) for part in got)
-        close = 1e-5 if dtype == f64 else 2e-3  # the last digits are for `stability`
-        covariance = torch.cov(exact.mT, correction=0).reshape(X.shape[1], -1)
-        if not finite(got):
-            raise Wrong(
-                f"{where}: not all numbers are finite. Is something divided by an eigenvalue that is 0?"
-            )
-        if not same(mean, exact.mean(0), close, close):
-            raise Wrong(f"{where}: the mean is wrong.{diagnose(task, student, draw)}")
-        if not same(eigenvalues, torch.linalg.eigvalsh(covariance).flip(0)[:k], close, close):
-            raise Wrong(f"{where}: the eigenvalues are wrong.{diagnose(task, student, draw)}")
-        if not same(components @ components.mT, torch.eye(k, dtype=f64), close, close):
-            raise Wrong(
-                f"{where}: the components are not orthonormal. Where eigenvalues are equal or zero, not "
-                "every way to eigenvectors gives orthonormal ones; a solver for symmetric matrices does."
-                f"{diagnose(task, student, draw)}"
-            )
-        if not same(components @ covariance, eigenvalues[:, None] * components, close, close):
-            raise Wrong(
-                f"{where}: the components are orthonormal, but they are no eigenvectors of the covariance "
-                f"with these eigenvalues.{diagnose(task, student, draw)}"
-            )
-
-
-# ---- the visible checks
-
-
-def triple(result, shapes) -> str:
-    """Why a result is not three tensors of these shapes; "" when it is."""
-    result = tuple(result) if isinstance(result, list) else result
-    right = (
-        isinstance(result, tuple)
-        and len(result) == 3
-        and all(isinstance(part, Tensor) for part in result)
-        and [tuple(part.shape) for part in result] == shapes
-    )
-    if not right:
-        wanted = ", ".join(map(str, shapes))
-        return f"expected three tensors of shapes {wanted}, and got {shape(result)}"
-    return ""
-
-
-def near(one, other, tolerance: float = 1e-4) -> bool:
-    return same(one, other, tolerance, tolerance)
-
-
-def example(n: int, dim: int, seed: int = 5) -> Tensor:
-    draw = Draw(seed)
-    return spectral(draw, n, falling(draw, min(n - 1, dim)), dim).to(f32)
-
-
-SHIFT = torch.tensor([3.0, -2.0, 1.0, 5.0])
-
-
-def pca_properties(student: Student):
-    for n, dim, k in ((9, 4, 2), (4, 7, 3)):
-        X = example(n, dim)
-        found = student(X.clone(), k)
-        label = f"{n} examples of {dim} dimensions"
-        yield f"{label}: three results", triple(found, [(dim,), (k, dim), (k,)])
-        yield f"{label}: finite", "" if finite(found) else "some numbers are not finite"
-        _, components, eigenvalues = found
-        why = "" if near(components.square().sum(1), torch.ones(k)) else "each component should have length 1"
-        yield f"{label}: components of length 1", why
-        right = near(components @ components.mT, torch.eye(k), 1e-3)
-        why = "" if right else "the rows of components should be at right angles to each other"
-        yield f"{label}: at right angles", why
-        right = (eigenvalues.diff() <= 1e-5).all() and (eigenvalues > -1e-5).all()
-        why = "" if right else "the eigenvalues should fall, and variances are never negative"
-        yield f"{label}: eigenvalues fall", why
-    X = example(9, 4)
-    before, after = unsigned(student(X.clone(), 2)), unsigned(student(X + SHIFT, 2))
-    why = (
-        ""
-        if near(after[0], before[0] + SHIFT, 1e-3)
-        else "move all data by a vector, and their mean moves by it"
-    )
-    yield "data moved: the mean moves along", why
-    right = near(tuple(after[1:]), tuple(before[1:]), 1e-3)
-    yield "data moved: the rest stays", "" if right else "only differences from the mean should matter"
-
-
-def reconstruct_properties(student: Student):
-    X = example(6, 4)
-    mean, components = X[0] - 0.5, torch.eye(4)[:2].roll(1, 0) @ torch.linalg.qr(example(4, 4, 6)).Q
-
-    def call(X):
-        return student(X.clone(), mean.clone(), components.clone())
-
-    rebuilt = call(X)
-    right = isinstance(rebuilt, Tensor) and rebuilt.shape == (6, 4)
-    yield "the shape of X", "" if right else f"expected a tensor of shape (6, 4), and got {shape(rebuilt)}"
-    yield "finite", "" if finite(rebuilt) else "some numbers are not finite"
-    alone = call(mean[None])
-    right = isinstance(alone, Tensor) and alone.shape == (1, 4)
-    why = (
-        ""
-        if right
-        else f"one example, (1, 4), should give a tensor of shape (1, 4), and gives {shape(alone)}"
-    )
-    yield "the shape of one example", why
-    why = "" if near(alone, mean[None]) else "the mean lies in the subspace: it comes back as it is"
-    yield "the mean comes back", why
-    why = "" if near(call(rebuilt), rebuilt, 1e-3) else "what is in the subspace already should stay there"
-    yield "a reconstruction comes back", why
-
-
-def split_properties(student: Student):
-    X = example(6, 4)
-    X_hat = X.roll(1, 0) + 0.1
-
-    def call(X, X_hat):
-        return student(X.clone(), X_hat.clone())
-
-    found = call(X, X_hat)
-    yield "three tensors, one number per example", triple(found, [(6,)] * 3)
-    yield "finite", "" if finite(found) else "some numbers are not finite"
-    why = "" if all((part >= 0).all() for part in found) else "squared distances are never negative"
-    yield "never negative", why
-    total, projected, error = call(X, X)
-    right = near(error, torch.zeros(6)) and near(total, projected)
-    why = "" if right else "where X_hat is X, the error is 0, and total and projected are equal"
-    yield "no error where X_hat is X", why
-    moved = call(X + SHIFT, X_hat + SHIFT)
-    right = near(tuple(moved), tuple(found), 1e-3)
-    yield "X and X_hat moved together: the same", "" if right else "only differences should matter"
-
-
 def loss_properties(student: Student):
     X, draw = example(6, 4), Draw(7)
     W1, W2, lam = (t.to(f32) for t in weights(draw, 4, 2))
@@ -730,74 +783,18 @@ def loss_properties(student: Student):
     yield "code numbers in another order, with their weights: the same", why
 
 
-# ---- the tasks
+REGULARISED_LOSS = Task(
+    name="regularised_loss",
+    read="linear#unequal-weights-leave-the-signs",
+    reference=regularised_loss,
+    slips=regularised_loss_slips,
+    properties=loss_properties,
+    cases=loss_cases,
+    probes=lambda draw: [loss_cases(draw)[0] for _ in range(4)],
+    extremes=loss_extremes,
+    differentiate=(1, 2),
+    hint="subtract the reconstruction from X first and square then",
+    tests=TESTS,
+)
 
-TESTS = {"values": values, "gradients": gradients, "stability": stability}
-BEST = "linear#the-best-subspace"
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            name="principal_components",
-            read=BEST,
-            reference=principal_components,
-            slips=principal_components_slips,
-            properties=pca_properties,
-            cases=pca_cases,
-            probes=lambda draw: [
-                Case("", (spectral(draw, n, falling(draw, dim), dim), k))
-                for n, dim, k in ((12, 5, 3), (9, 4, 2))
-            ],
-            extremes=pca_extremes,
-            canonical=unsigned,
-            hint="subtract the mean before anything is squared, keep the type, and add nothing",
-            forbidden=(
-                "torch.pca_lowrank",
-                "sklearn.decomposition.PCA",
-                "sklearn.decomposition.IncrementalPCA",
-                "sklearn.decomposition.KernelPCA",
-                "sklearn.decomposition.TruncatedSVD",
-            ),
-            tests={"values": values, "ties": ties, "stability": stability},
-        ),
-        Task(
-            name="reconstruct",
-            read=BEST,
-            reference=reconstruct,
-            slips=reconstruct_slips,
-            properties=reconstruct_properties,
-            cases=reconstruct_cases,
-            extremes=reconstruct_extremes,
-            probes=lambda draw: [reconstruct_cases(draw)[0], reconstruct_cases(draw)[0]],
-            differentiate=(0, 1, 2),
-            build=basis,
-            hint="subtract the mean before the projection: a code of uncentred data loses its last digits",
-            tests=TESTS,
-        ),
-        Task(
-            name="variance_split",
-            read=BEST,
-            reference=variance_split,
-            slips=variance_split_slips,
-            properties=split_properties,
-            cases=split_cases,
-            probes=lambda draw: [split_cases(draw)[0], split_cases(draw)[0]],
-            extremes=split_extremes,
-            hint="subtract first and square then: squares of large numbers drown their difference",
-            tests={"values": values, "stability": stability},
-        ),
-        Task(
-            name="regularised_loss",
-            read="linear#unequal-weights-leave-the-signs",
-            reference=regularised_loss,
-            slips=regularised_loss_slips,
-            properties=loss_properties,
-            cases=loss_cases,
-            probes=lambda draw: [loss_cases(draw)[0] for _ in range(4)],
-            extremes=loss_extremes,
-            differentiate=(1, 2),
-            hint="subtract the reconstruction from X first and square then",
-            tests=TESTS,
-        ),
-    )
-}
+TASKS = {task.name: task for task in (PRINCIPAL_COMPONENTS, RECONSTRUCT, VARIANCE_SPLIT, REGULARISED_LOSS)}

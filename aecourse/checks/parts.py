@@ -1,6 +1,7 @@
 """Callables that tests hand to a student's function: an encoder, a decoder, an integrand, a joint density.
 
 Each is a name and a few tensors, nothing else, so that a grader can send it to another process as data.
+`line` makes inputs of visible checks.
 """
 
 import math
@@ -129,3 +130,8 @@ class AffineVAE(Part):
         return self.decoder(self.sample_latent(mean, logvar, generator)), mean, logvar
 
     __call__ = forward
+
+
+def line(start: float, stop: float, *size: int) -> Tensor:
+    """Evenly spaced numbers from start to stop as a float32 tensor of this size: inputs of visible checks."""
+    return torch.linspace(start, stop, math.prod(size)).reshape(size)

@@ -38,12 +38,34 @@ from aecourse.checks.core import (
 from aecourse.checks.elbo import bernoulli_slips, gaussian_kl_slips
 from aecourse.checks.parts import AffineVAE
 
+# ---- shared by several tasks
+
 READY_MADE = ("torch.distributions.kl",)
 
 
 def nothing(*_):
     """For classes, whose tests are all their own: no cases, and no slips for `diagnose`."""
     return []
+
+
+def of_class(name: str, read: str, properties, tests: dict) -> Task:
+    """The task to write a class of this name."""
+    return Task(
+        name=name,
+        read=read,
+        reference=nothing,
+        slips=nothing,
+        properties=properties,
+        cases=nothing,
+        forbidden=READY_MADE,
+        tests=tests,
+    )
+
+
+def needs(condition, words: str) -> None:
+    """Raise `Wrong` with these words unless the condition holds."""
+    if not condition:
+        raise Wrong(words)
 
 
 def closest(observed: Tensor, candidates) -> str:
@@ -62,11 +84,31 @@ def two_samples(ours: Tensor, theirs: Tensor) -> Tensor:
     return (ours.mean(0) - theirs.mean(0)) / error.clamp_min(1e-7)
 
 
-def needs(condition, words: str) -> None:
-    """Raise `Wrong` with these words unless the condition holds."""
-    if not condition:
-        raise Wrong(words)
+def loaded(student: Student, sizes, state: dict, dtype=f64) -> ModuleProxy:
+    return ModuleProxy.construct(student, *sizes).load({n: v.to(dtype) for n, v in state.items()})
 
+
+def named_parameters(module: ModuleProxy, sizes: dict[str, tuple]) -> str:
+    """Why the parameters are not those of the text; "" when they are."""
+    own = {name: tuple(value.shape) for name, value in module.state().items()}
+    if missing := [name for name in sizes if name not in own]:
+        return f"the state_dict misses {', '.join(missing)}"
+    if odd := [name for name in own if name not in sizes]:
+        return f"the state_dict has an unexpected {', '.join(odd)}"
+    wrong = [f"{name} is {own[name]}, not {sizes[name]}" for name in sizes if own[name] != sizes[name]]
+    return f"parameters have another shape than asked: {'; '.join(wrong)}" if wrong else ""
+
+
+def shapes_of(state: dict) -> dict[str, tuple]:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _nll(x, logits):
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
+
+
+MEANS = torch.tensor([2.0, -1.5, 0.5, 3.0], dtype=f64)
+LOG_VARIANCES = torch.tensor([-3.0, -0.7, 0.9, 1.6], dtype=f64)
 
 # ---- Encoder and Decoder: Class(inputs, hidden, outputs), a hidden layer with a ReLU, linear heads
 
@@ -158,8 +200,30 @@ def network_cases(draw: Draw, heads):
         yield label, sizes, network_state(draw, heads, *sizes, scale), draw(batch, sizes[0])
 
 
-def loaded(student: Student, sizes, state: dict, dtype=f64) -> ModuleProxy:
-    return ModuleProxy.construct(student, *sizes).load({n: v.to(dtype) for n, v in state.items()})
+def forward(module: ModuleProxy, x: Tensor, where: str = ""):
+    """The result, a list as a tuple."""
+    result = module.call("forward", x, where=where)
+    return tuple(result) if isinstance(result, list) else result
+
+
+def network_properties(student: Student):
+    heads, draw = HEADS[student.task.name], Draw(1)
+    module = ModuleProxy.construct(student, 6, 5, 3)
+    right = shapes_of(network_state(draw, heads, 6, 5, 3))
+    yield "parameters with the names and shapes of the table", named_parameters(module, right)
+    x = draw(200, 6).float()
+    got, want = forward(module, x), " and ".join([str((200, 3))] * len(heads))
+    parts = got if isinstance(got, tuple) else (got,)
+    good = len(parts) == len(heads) and all(
+        isinstance(part, Tensor) and part.shape == (200, 3) for part in parts
+    )
+    yield f"for 200 rows, {want}", "" if good else f"expected {want}, got {shape(got)}"
+    yield "finite", "" if finite(got) else "not all numbers are finite"
+    alone = forward(module, x[:50])
+    first = alone if isinstance(alone, tuple) else (alone,)
+    near = all(torch.allclose(rows, part[:50], atol=1e-5) for rows, part in zip(first, parts))
+    why = "" if near else "a row's result depends on the other rows, or on chance"
+    yield "a row gives the same in any batch", why
 
 
 def network_values(task: Task, student: Student, draw: Draw) -> None:
@@ -167,8 +231,8 @@ def network_values(task: Task, student: Student, draw: Draw) -> None:
     cases = list(network_cases(draw, heads))
     x = draw(200, 6)
     module = loaded(student, (6, 5, 3), network_state(draw, heads, 6, 5, 3), f32)
-    one, other = (forward(module, x.to(f32)) for _ in range(2))
-    needs(same(one, other, 0, 0), f"{task.name}: two calls differ. Nothing is drawn here: no dropout.")
+    first, second = (forward(module, x.to(f32)) for _ in range(2))
+    needs(same(first, second, 0, 0), f"{task.name}: two calls differ. Nothing is drawn here: no dropout.")
     for (label, sizes, state, x), dtype in product(cases, (f64, f32)):
         where, x = f"{task.name} ({label})", x.to(dtype)
         module, before = loaded(student, sizes, state, dtype), x.clone()
@@ -180,12 +244,6 @@ def network_values(task: Task, student: Student, draw: Draw) -> None:
             raise Wrong(f"{where}: wrong.{network_mistake(student, heads, cases)}")
     if task.name == "Decoder":
         network_gradients(task, student, draw)
-
-
-def forward(module: ModuleProxy, x: Tensor, where: str = ""):
-    """The result, a list as a tuple."""
-    result = module.call("forward", x, where=where)
-    return tuple(result) if isinstance(result, list) else result
 
 
 def network_mistake(student: Student, heads, cases) -> str:
@@ -228,42 +286,18 @@ def network_gradients(task: Task, student: Student, draw: Draw) -> None:
             )
 
 
-def named_parameters(module: ModuleProxy, sizes: dict[str, tuple]) -> str:
-    """Why the parameters are not those of the text; "" when they are."""
-    own = {name: tuple(value.shape) for name, value in module.state().items()}
-    if missing := [name for name in sizes if name not in own]:
-        return f"the state_dict misses {', '.join(missing)}"
-    if odd := [name for name in own if name not in sizes]:
-        return f"the state_dict has an unexpected {', '.join(odd)}"
-    wrong = [f"{name} is {own[name]}, not {sizes[name]}" for name in sizes if own[name] != sizes[name]]
-    return f"parameters have another shape than asked: {'; '.join(wrong)}" if wrong else ""
+ENCODER = of_class(
+    "Encoder",
+    "design#the-encoder-s-variance",
+    network_properties,
+    {"values": network_values, "gradients": network_gradients},
+)
 
+DECODER = of_class(
+    "Decoder", "vae#a-model-with-a-latent-variable", network_properties, {"values": network_values}
+)
 
-def shapes_of(state: dict) -> dict[str, tuple]:
-    return {name: tuple(value.shape) for name, value in state.items()}
-
-
-def network_properties(student: Student):
-    heads, draw = HEADS[student.task.name], Draw(1)
-    module = ModuleProxy.construct(student, 6, 5, 3)
-    right = shapes_of(network_state(draw, heads, 6, 5, 3))
-    yield "parameters with the names and shapes of the table", named_parameters(module, right)
-    x = draw(200, 6).float()
-    got, want = forward(module, x), " and ".join([str((200, 3))] * len(heads))
-    parts = got if isinstance(got, tuple) else (got,)
-    good = len(parts) == len(heads) and all(
-        isinstance(part, Tensor) and part.shape == (200, 3) for part in parts
-    )
-    yield f"for 200 rows, {want}", "" if good else f"expected {want}, got {shape(got)}"
-    yield "finite", "" if finite(got) else "not all numbers are finite"
-    alone = forward(module, x[:50])
-    first = alone if isinstance(alone, tuple) else (alone,)
-    near = all(torch.allclose(one, part[:50], atol=1e-5) for one, part in zip(first, parts))
-    why = "" if near else "a row's result depends on the other rows, or on chance"
-    yield "a row gives the same in any batch", why
-
-
-# ---- VAE
+# ---- VAE(dim, hidden, latent_dim): forward, sample_latent, reconstruct and sample
 
 
 def vae_state(draw: Draw, dim: int, hidden: int, latent_dim: int, scale: float = 1.0) -> dict:
@@ -335,7 +369,7 @@ def vae_values(task: Task, student: Student, draw: Draw) -> None:
             good = same(tuple(rest), (mean, logvar), 1e-5, 1e-6)
             needs(good, f"{where}: forward does not return the mean and logvar of the encoder.")
             others = (vae.call("forward", x, draw.seed())[0] for _ in range(20))
-            if same(logits, decoded, 1e-5, 1e-6) and all(same(one, logits, 1e-5, 1e-6) for one in others):
+            if same(logits, decoded, 1e-5, 1e-6) and all(same(again, logits, 1e-5, 1e-6) for again in others):
                 when = "" if mode else " in evaluation mode"
                 raise Wrong(f"{where}: forward decodes the mean{when}, where a draw of q(z|x) is asked.")
         _forward_is_composed(student, vae, x, draw, where)
@@ -388,14 +422,10 @@ def _forward_draws(vae: ModuleProxy, x: Tensor, draw: Draw, where: str) -> None:
     needs(shape(logits) == shape(ours), f"{where}: the logits are {shape(logits)}.")
     if (two_samples(torch.cat([ours, ours**2], 1), torch.cat([logits, logits**2], 1)).abs() < LIMIT).all():
         return
-    other = closest(
+    words = closest(
         logits.to(f64).mean(0), [("probabilities are returned, not logits", ours.sigmoid().mean(0))]
     )
-    raise Wrong(f"{where}: the logits are not the decoder's at a draw of sample_latent.{other}")
-
-
-MEANS = torch.tensor([2.0, -1.5, 0.5, 3.0], dtype=f64)
-LOG_VARIANCES = torch.tensor([-3.0, -0.7, 0.9, 1.6], dtype=f64)
+    raise Wrong(f"{where}: the logits are not the decoder's at a draw of sample_latent.{words}")
 
 
 def vae_noise(task: Task, student: Student, draw: Draw) -> None:
@@ -461,7 +491,7 @@ def _noise_is_right(vae: ModuleProxy, draw: Draw) -> None:
     if max(abs(z_score(column**4, 3.0)) for column in noise.T) > 2 * LIMIT:  # a heavy tail, hence twice
         raise Wrong("VAE: the noise of sample_latent has the right spread, but is not normal.")
     neighbours = [noise[1:] * noise[:-1], noise[n // 2 :] * noise[: n // 2]]
-    pairs = [(one * other)[:, None] for one, other in pairwise(noise.T)]
+    pairs = [(column * neighbour)[:, None] for column, neighbour in pairwise(noise.T)]
     if max(abs(z_score(c, 0.0)) for products in neighbours + pairs for c in products.T) > LIMIT:
         raise Wrong("VAE: the noise of sample_latent is not independent for each example and latent.")
 
@@ -487,8 +517,8 @@ def vae_samples(task: Task, student: Student, draw: Draw) -> None:
     sizes = (6, 7, 3)
     vae = loaded(student, sizes, vae_state(draw, *sizes, scale=1.5), f32)
     uses_generator(student, lambda generator: vae.call("sample", 5, generator))
-    one = vae.call("sample", 1, draw.seed(), where="n = 1")
-    needs(shape(one) == shape(torch.ones(1, 6)), f"VAE: sample(1) returns {shape(one)}, not (1, dim).")
+    image = vae.call("sample", 1, draw.seed(), where="n = 1")
+    needs(shape(image) == shape(torch.ones(1, 6)), f"VAE: sample(1) returns {shape(image)}, not (1, dim).")
     n = 40_000
     p = vae.call("sample", n, draw.seed(), where=f"n = {n}")
     needs(shape(p) == shape(torch.ones(n, 6)), f"VAE: sample({n}) returns {shape(p)}, not ({n}, dim).")
@@ -526,7 +556,14 @@ def vae_samples(task: Task, student: Student, draw: Draw) -> None:
         raise Wrong("VAE: the images of one call of sample are not independent.")
 
 
-# ---- kl_weight
+VAE = of_class(
+    "VAE",
+    "vae#the-algorithm",
+    vae_properties,
+    {"values": vae_values, "noise": vae_noise, "samples": vae_samples},
+)
+
+# ---- kl_weight(step, warmup): a weight that rises from 0 to 1
 
 
 def kl_weight(step, warmup):
@@ -562,18 +599,6 @@ def kl_weight_cases(draw: Draw):
     return [Case(f"step {s}, warmup {w}", (s, w)) for s, w in [*pairs, (333, 1000), (999, 1000)]]
 
 
-def kl_weight_values(task: Task, student: Student, draw: Draw) -> None:
-    for case in kl_weight_cases(draw):
-        got = student(*case.arguments, where=case.label)
-        number = got is not None and not isinstance(got, tuple | list) and torch.as_tensor(got).dim() == 0
-        needs(number, f"kl_weight ({case.label}): {shape(got)} is returned, not a number.")
-        if not same(float(got), kl_weight(*case.arguments), 1e-5, 1e-6):
-            raise Wrong(f"kl_weight ({case.label}): wrong.{diagnose(task, student, draw)}")
-    for step, warmup, exact in ((0, 7, 0), (7, 7, 1), (8, 7, 1), (10**6, 7, 1), (0, 0, 1), (3, 0, 1)):
-        got = float(student(step, warmup))
-        needs(got == exact, f"kl_weight: step {step}, warmup {warmup}: close, but not exactly 0 or 1.")
-
-
 def kl_weight_properties(student: Student):
     weights = [student(step, 8) for step in range(20)]
     numbers = all(torch.as_tensor(w).dim() == 0 for w in weights if w is not None) and None not in weights
@@ -586,23 +611,29 @@ def kl_weight_properties(student: Student):
     yield "no warm-up", "" if float(student(0, 0)) == 1 else "with warmup 0 the weight is 1 from the start"
 
 
-# ---- negative_elbo
+def kl_weight_values(task: Task, student: Student, draw: Draw) -> None:
+    for case in kl_weight_cases(draw):
+        got = student(*case.arguments, where=case.label)
+        number = got is not None and not isinstance(got, tuple | list) and torch.as_tensor(got).dim() == 0
+        needs(number, f"kl_weight ({case.label}): {shape(got)} is returned, not a number.")
+        if not same(float(got), kl_weight(*case.arguments), 1e-5, 1e-6):
+            raise Wrong(f"kl_weight ({case.label}): wrong.{diagnose(task, student, draw)}")
+    for step, warmup, exact in ((0, 7, 0), (7, 7, 1), (8, 7, 1), (10**6, 7, 1), (0, 0, 1), (3, 0, 1)):
+        got = float(student(step, warmup))
+        needs(got == exact, f"kl_weight: step {step}, warmup {warmup}: close, but not exactly 0 or 1.")
 
-DECODER_IGNORES = "a decoder that ignores z"
 
+KL_WEIGHT = Task(
+    name="kl_weight",
+    read="pitfalls#p17-beta-never-reaches-the-loss",
+    reference=kl_weight,
+    slips=kl_weight_slips,
+    properties=kl_weight_properties,
+    cases=kl_weight_cases,
+    tests={"values": kl_weight_values},
+)
 
-def affine_vae(draw: Draw, dim: int, k: int, kind: str) -> AffineVAE:
-    """A model for negative_elbo: "blind" has a decoder that ignores z, "sure" an encoder without noise."""
-    sure, blind, bold = kind == "sure", kind in ("blind", "bold"), kind == "bold"
-    spread = 0.1 if sure else 0.8
-    return AffineVAE(
-        draw(k, dim) / dim**0.5,
-        0.7 * draw(k),
-        spread * draw(k, dim) / dim**0.5,
-        0.4 * draw(k) - (80.0 if sure else 0.6),
-        torch.zeros(dim, k, dtype=f64) if blind else 1.2 * draw(dim, k),
-        draw(dim).sign() * 40.0 if bold else draw(dim),
-    )
+# ---- negative_elbo(model, x, beta, generator): one draw of z per example, and the mean over the batch
 
 
 def negative_elbo(x, model, beta):
@@ -618,7 +649,7 @@ def negative_elbo(x, model, beta):
 def negative_elbo_slips(model, x, beta, generator):
     mean, logvar = model.encoder(x)
     logits, b, (n, dim), k = model.decoder(mean), beta, x.shape, mean.shape[1]
-    nll = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
+    nll = _nll(x, logits)
     d = next(iter(gaussian_kl_slips(mean, logvar)))[1].sum(1)
     loss = nll + b * d
     yield "", loss.mean()
@@ -657,8 +688,21 @@ def negative_elbo_slips(model, x, beta, generator):
         yield f"in the KL, {clause}", (nll + b * terms.sum(1)).mean()
 
 
-def _nll(x, logits):
-    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
+DECODER_IGNORES = "a decoder that ignores z"
+
+
+def affine_vae(draw: Draw, dim: int, k: int, kind: str) -> AffineVAE:
+    """A model for negative_elbo: "blind" has a decoder that ignores z, "sure" an encoder without noise."""
+    sure, blind, bold = kind == "sure", kind in ("blind", "bold"), kind == "bold"
+    spread = 0.1 if sure else 0.8
+    return AffineVAE(
+        draw(k, dim) / dim**0.5,
+        0.7 * draw(k),
+        spread * draw(k, dim) / dim**0.5,
+        0.4 * draw(k) - (80.0 if sure else 0.6),
+        torch.zeros(dim, k, dtype=f64) if blind else 1.2 * draw(dim, k),
+        draw(dim).sign() * 40.0 if bold else draw(dim),
+    )
 
 
 def negative_elbo_cases(draw: Draw):
@@ -678,6 +722,24 @@ def negative_elbo_cases(draw: Draw):
         case("one latent, black and white pixels", 6, 5, 1, "blind", 2, grey=False),
         case("one latent, no noise", 4, 5, 1, "sure", 1, grey=False),
     ]
+
+
+def negative_elbo_properties(student: Student):
+    draw = Draw(3)
+    x = draw(5, 7, low=0, high=1)
+    arguments = (affine_vae(draw, 7, 3, ""), x, 1.0, Seed(1))
+
+    def loss(seed, beta=1.0):
+        model, x, _, generator = prepared((*arguments[:3], Seed(seed)), f32)
+        return student(model, x, beta, generator)
+
+    value = loss(1)
+    good = isinstance(value, Tensor) and value.dim() == 0
+    yield "one number for a batch", "" if good else f"expected a tensor of shape (), got {shape(value)}"
+    yield "finite", "" if finite(value) else "the loss is not finite"
+    yield "positive", "" if value > 0 else "-log p(x|z) of pixels and a KL are never negative"
+    yield "the same for the same seed", "" if same(loss(1), value, 0, 0) else "the same seed, another loss"
+    yield "a larger beta costs more", "" if loss(1, 4.0) > value else "a larger beta must cost more"
 
 
 PARAMETERS = ["the encoder's mean"] * 2 + ["the encoder's log-variance"] * 2 + ["the decoder"] * 2
@@ -714,8 +776,8 @@ def negative_elbo_gradients(task: Task, student: Student, draw: Draw) -> None:
             raise Wrong(f"negative_elbo ({where}): the gradient for {PARAMETERS[i]} is wrong{words}")
 
 
-def _near(one: float, other: float) -> bool:
-    return abs(one - other) < 1e-5 * (1 + abs(other))
+def _near(slope: float, expected: float) -> bool:
+    return abs(slope - expected) < 1e-5 * (1 + abs(expected))
 
 
 def _seeded_loss(student: Student, tensors, x, beta, seed: Seed, where: str):
@@ -774,8 +836,8 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
     uses_generator(student, call)
     x = few.repeat(rows // 5, 1)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(calls)]
-    found = student.each([((model, x, 1.0, generator), {}, "") for generator in generators])
-    results = torch.stack([torch.as_tensor(one) for one in found]).to(f64).detach()
+    losses = student.each([((model, x, 1.0, generator), {}, "") for generator in generators])
+    results = torch.stack([torch.as_tensor(loss) for loss in losses]).to(f64).detach()
     needs(results.dim() == 1, "negative_elbo: the result is not one number.")
     # What the student takes for the KL, right or wrong, is seen with a decoder that ignores z.
     blind = AffineVAE(*model.tensors[:4], torch.zeros_like(model.tensors[4]), model.tensors[5])
@@ -819,25 +881,22 @@ def _variance_of_one(model: AffineVAE, few: Tensor, draw: Draw) -> float:
     return float(nll.reshape(5, -1).var(1).mean())
 
 
-def negative_elbo_properties(student: Student):
-    draw = Draw(3)
-    x = draw(5, 7, low=0, high=1)
-    arguments = (affine_vae(draw, 7, 3, ""), x, 1.0, Seed(1))
+NEGATIVE_ELBO = Task(
+    name="negative_elbo",
+    read="vae#the-algorithm",
+    reference=lambda model, x, beta, generator: negative_elbo(x, model, beta),
+    slips=negative_elbo_slips,
+    properties=negative_elbo_properties,
+    cases=negative_elbo_cases,
+    forbidden=READY_MADE,
+    tests={
+        "values": values,
+        "gradients": negative_elbo_gradients,
+        "noise": negative_elbo_noise,
+    },
+)
 
-    def loss(seed, beta=1.0):
-        model, x, _, generator = prepared((*arguments[:3], Seed(seed)), f32)
-        return student(model, x, beta, generator)
-
-    one = loss(1)
-    good = isinstance(one, Tensor) and one.dim() == 0
-    yield "one number for a batch", "" if good else f"expected a tensor of shape (), got {shape(one)}"
-    yield "finite", "" if finite(one) else "the loss is not finite"
-    yield "positive", "" if one > 0 else "-log p(x|z) of pixels and a KL are never negative"
-    yield "the same for the same seed", "" if same(loss(1), one, 0, 0) else "the same seed, another loss"
-    yield "a larger beta costs more", "" if loss(1, 4.0) > one else "a larger beta must cost more"
-
-
-# ---- train
+# ---- train(images, latent_dim, epochs, seed): a trained VAE, judged by its ELBO on new images
 
 EPOCHS, GAIN = 40, 6.5
 
@@ -890,8 +949,22 @@ def mean_image_elbo(images: Tensor, others: Tensor) -> float:
     return float((x * mean.log() + (1 - x) * (1 - mean).log()).sum(1).mean())
 
 
-def equal_states(one: dict, other: dict) -> bool:
-    return all(torch.allclose(one[name], other[name], rtol=1e-5, atol=1e-7) for name in one)
+def equal_states(left: dict, right: dict) -> bool:
+    return all(torch.allclose(left[name], right[name], rtol=1e-5, atol=1e-7) for name in left)
+
+
+def train_properties(student: Student):
+    images = spots(60, torch.Generator().manual_seed(0))
+    before = images.clone()
+    vae, end = trained(student, images, 2, 1, 0, where="60 images, 1 epoch")
+    yield "a VAE with the right sizes", ""
+    yield "images unchanged", "" if torch.equal(images, before) else "the images are changed in place"
+    mode = vae.training()
+    yield "in evaluation mode", "call .eval() on the model before it is returned" if mode else ""
+    same_again = equal_states(end, trained(student, images, 2, 1, 0)[1])
+    yield "the same for the same seed", "" if same_again else "two runs with the same seed differ"
+    start = trained(student, images, 2, 0, 0, where="0 epochs")[1]
+    yield "changed by one epoch", "one epoch changes nothing" if equal_states(start, end) else ""
 
 
 def train_seed(task: Task, student: Student, draw: Draw) -> None:
@@ -951,9 +1024,9 @@ def train_updates(task: Task, student: Student, draw: Draw) -> None:
     base = trained(student, images, 2, 1, 3)[1]
     idle = []
     for i in range(len(images)):
-        other = images.clone()
-        other[i] = 1 - other[i]
-        state = trained(student, other, 2, 1, 3)[1]
+        changed = images.clone()
+        changed[i] = 1 - changed[i]
+        state = trained(student, changed, 2, 1, 3)[1]
         idle += [i] if all(torch.equal(base[name], state[name]) for name in base) else []
     needs(
         not idle,
@@ -993,19 +1066,12 @@ def train_training(task: Task, student: Student, draw: Draw) -> None:
     raise Wrong(f"train: after {EPOCHS} epochs on 500 spots {what}. {words}")
 
 
-def train_properties(student: Student):
-    images = spots(60, torch.Generator().manual_seed(0))
-    before = images.clone()
-    vae, end = trained(student, images, 2, 1, 0, where="60 images, 1 epoch")
-    yield "a VAE with the right sizes", ""
-    yield "images unchanged", "" if torch.equal(images, before) else "the images are changed in place"
-    mode = vae.training()
-    yield "in evaluation mode", "call .eval() on the model before it is returned" if mode else ""
-    same_again = equal_states(end, trained(student, images, 2, 1, 0)[1])
-    yield "the same for the same seed", "" if same_again else "two runs with the same seed differ"
-    start = trained(student, images, 2, 0, 0, where="0 epochs")[1]
-    yield "changed by one epoch", "one epoch changes nothing" if equal_states(start, end) else ""
-
+TRAIN = of_class(
+    "train",
+    "vae#training-watched",
+    train_properties,
+    {"seed": train_seed, "updates": train_updates, "training": train_training},
+)
 
 # ---- MendedVAE: seven faults, each tested where the other six cannot be felt
 
@@ -1196,14 +1262,16 @@ def mended_f(task: Task, student: Student, draw: Draw) -> None:
     x, calls, start = draw(4, 6, low=0, high=1), 400, draw.seed().number
     for mode in (False, True):
         vae.training(mode)
-        one, other, again = (vae.call("elbo", x, Seed(seed)) for seed in (start, start + 1, start))
+        first, second, again = (vae.call("elbo", x, Seed(seed)) for seed in (start, start + 1, start))
         when = "training" if mode else "evaluation"
         needs(
-            not same(one, other, 1e-9, 1e-9),
+            not same(first, second, 1e-9, 1e-9),
             f"MendedVAE: symptom F is there still: in {when} mode two draws give the same `elbo`. The mean "
             "is decoded, which is too good: a bound is an average over draws of q(z|x).",
         )
-        needs(same(one, again, 0, 0), "MendedVAE: symptom F: `elbo` draws from elsewhere than its generator.")
+        needs(
+            same(first, again, 0, 0), "MendedVAE: symptom F: `elbo` draws from elsewhere than its generator."
+        )
         mean, logvar = vae.call("encode", x)
         kl = vae.call("kl", mean, logvar)
         seeds = [Seed(start + i) for i in range(2, 2 * calls)]
@@ -1248,82 +1316,19 @@ def mended_g(task: Task, student: Student, draw: Draw) -> None:
     needs(good, "MendedVAE: symptom G: `sample` does not return the probabilities, one sigmoid of `decode`.")
 
 
-# ---- the tasks
+MENDED_VAE = of_class(
+    "MendedVAE",
+    "pitfalls#common-mistakes-from-the-symptom",
+    mended_properties,
+    {
+        "A": mended_a,
+        "B": mended_b,
+        "C": mended_c,
+        "D": mended_d,
+        "E": mended_e,
+        "F": mended_f,
+        "G": mended_g,
+    },
+)
 
-
-def of_class(name: str, read: str, properties, tests: dict) -> Task:
-    return Task(
-        name=name,
-        read=read,
-        reference=nothing,
-        slips=nothing,
-        properties=properties,
-        cases=nothing,
-        forbidden=READY_MADE,
-        tests=tests,
-    )
-
-
-TASKS = {
-    task.name: task
-    for task in (
-        of_class(
-            "Encoder",
-            "design#the-encoder-s-variance",
-            network_properties,
-            {"values": network_values, "gradients": network_gradients},
-        ),
-        of_class(
-            "Decoder", "vae#a-model-with-a-latent-variable", network_properties, {"values": network_values}
-        ),
-        of_class(
-            "VAE",
-            "vae#the-algorithm",
-            vae_properties,
-            {"values": vae_values, "noise": vae_noise, "samples": vae_samples},
-        ),
-        Task(
-            name="kl_weight",
-            read="pitfalls#p17-beta-never-reaches-the-loss",
-            reference=kl_weight,
-            slips=kl_weight_slips,
-            properties=kl_weight_properties,
-            cases=kl_weight_cases,
-            tests={"values": kl_weight_values},
-        ),
-        Task(
-            name="negative_elbo",
-            read="vae#the-algorithm",
-            reference=lambda model, x, beta, generator: negative_elbo(x, model, beta),
-            slips=negative_elbo_slips,
-            properties=negative_elbo_properties,
-            cases=negative_elbo_cases,
-            forbidden=READY_MADE,
-            tests={
-                "values": values,
-                "gradients": negative_elbo_gradients,
-                "noise": negative_elbo_noise,
-            },
-        ),
-        of_class(
-            "train",
-            "vae#training-watched",
-            train_properties,
-            {"seed": train_seed, "updates": train_updates, "training": train_training},
-        ),
-        of_class(
-            "MendedVAE",
-            "pitfalls#common-mistakes-from-the-symptom",
-            mended_properties,
-            {
-                "A": mended_a,
-                "B": mended_b,
-                "C": mended_c,
-                "D": mended_d,
-                "E": mended_e,
-                "F": mended_f,
-                "G": mended_g,
-            },
-        ),
-    )
-}
+TASKS = {task.name: task for task in (ENCODER, DECODER, VAE, KL_WEIGHT, NEGATIVE_ELBO, TRAIN, MENDED_VAE)}

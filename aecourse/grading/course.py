@@ -30,6 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 from traitlets.config.loader import PyFileConfigLoader
 
+from aecourse.extras import needs
 from aecourse.grading import export, pages, similar, submission, worker
 from aecourse.grading.sandbox import Limits, Sandbox
 from aecourse.grading.submission import Assignment
@@ -108,7 +109,7 @@ class Course:
         try:
             return Gradebook(self.database, self.folders.course_id)
         except ModuleNotFoundError as error:
-            raise CourseError(f'{error}. For PostgreSQL: pip install "aecourse[postgres]"') from None
+            raise CourseError(f'{error}. For PostgreSQL: pip install "aecourse[postgres]".') from None
         except SQLAlchemyError as error:
             words = str(error).partition("\n")[0]  # the address, which may hold a password, is not in it
             raise CourseError(f"The gradebook cannot be opened: {words}") from None
@@ -241,7 +242,8 @@ def _begin(numbers, sandboxes: tuple[Sandbox, ...]) -> None:
 
 def cluster(bundles: list[Bundle], scheduler: str) -> Iterator[tuple[Bundle, dict | Exception]]:
     """Grade on a Dask cluster. Its workers need this package, bubblewrap, and nothing of the course."""
-    from distributed import Client, as_completed
+    with needs("cluster", "A cluster needs distributed, of Dask"):
+        from distributed import Client, as_completed
 
     with Client(scheduler) as client:
         jobs = {}

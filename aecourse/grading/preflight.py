@@ -198,7 +198,8 @@ def _run(notebook: dict, seconds: float) -> Iterator[Finding]:
         from nbclient import NotebookClient
         from nbclient.exceptions import CellTimeoutError, DeadKernelError
     except ImportError:
-        yield Finding("problem", "To run the notebook, nbclient is needed: pip install nbclient ipykernel")
+        words = 'To run the notebook, nbclient is needed: pip install "aecourse[check]".'
+        yield Finding("problem", words)
         return
     nodes = nbformat.reads(json.dumps(notebook), as_version=4)  # joins the lines of each source
     start, failed = time.monotonic(), 0
@@ -230,7 +231,7 @@ def _run(notebook: dict, seconds: float) -> Iterator[Finding]:
             return
         except Exception as error:  # no kernel of that name, no port, ...
             words = f"The notebook cannot be run here ({type(error).__name__}: {str(error)[:200]})."
-            yield Finding("problem", f"{words} Try: pip install nbclient ipykernel")
+            yield Finding("problem", f'{words} Try: pip install "aecourse[check]".')
             return
     if not failed:
         took = f"{time.monotonic() - start:.0f} of {seconds:.0f} seconds"

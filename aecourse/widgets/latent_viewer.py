@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from aecourse.autoencoders import Autoencoder
 from aecourse.contracts import check_shapes
+from aecourse.likelihoods import Bernoulli
 from aecourse.vae import VAE
 from aecourse.widgets.files import script, style
 
@@ -92,7 +93,7 @@ class LatentViewer(anywidget.AnyWidget):
             limit=limit,
             image_size=(height, width),
             layer_sizes=[latent_dim, *(layer.out_features for layer in layers)],
-            sigmoid=(model.likelihood == "bernoulli") if is_vae else (model.output == "sigmoid"),
+            sigmoid=isinstance(model.likelihood, Bernoulli) if is_vae else (model.output == "sigmoid"),
             has_prior=is_vae,
             weights=pack_layers(layers),
             codes=codes.detach().float().cpu().numpy().tobytes(),

@@ -1,0 +1,217 @@
+"""The conditional VAE: what labels change, that both networks see them, and that it is a VAE given them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from aecourse import evaluate
+from aecourse.nets import MLPDecoder, MLPEncoder
+from aecourse.train import fit
+from aecourse.vae import VAE
+from aecourse.zoo.conditional import ConditionalVAE
+
+IMAGE_SHAPE = (1, 4, 5)
+LATENT_DIM = 3
+LABELS = torch.tensor([0, 3, 1, 1, 2, 0])
+
+
+def small_model(**options) -> ConditionalVAE:
+    return ConditionalVAE.build("mlp", IMAGE_SHAPE, LATENT_DIM, hidden=(7,), classes=4, **options)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.rand(6, *IMAGE_SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("mlp", (1, 8, 9)), ("mlp", (5,)), ("conv", (3, 8, 9)), ("conv1d", (2, 9)), ("residual", (1, 8, 9))],
+)
+@pytest.mark.parametrize("options", [{}, {"likelihood": "categorical", "levels": 3}, {"samples": 2}])
+def test_any_network_can_be_conditioned_on_labels(kind, shape, options):
+    model = ConditionalVAE.build(kind, shape, 2, classes=4, **options)
+    x = torch.rand(6, *shape)
+    vae = model.given(LABELS)
+    mean, logvar = vae.encode(x)
+    assert mean.shape == logvar.shape == (6, 2)
+    assert model.loss(x, LABELS).total.shape == ()
+    assert vae.elbo(x, samples=2).shape == (6,)
+    assert model.log_weights(x, 3, LABELS).shape == (3, 6)
+    assert vae.log_joint(x, mean).shape == (6,)
+    assert vae.reconstruct(x).shape == x.shape
+    assert vae.sample(6).shape == x.shape
+    assert vae.interpolate(x, x.flip(0), 3).shape == (3, *x.shape)
+    assert vae.traverse(mean, 1, [-1.0, 1.0]).shape == (2, *x.shape)
+    model.validate(x, LABELS)
+    # Both networks look at the labels.
+    other = LABELS.roll(1)
+    assert (model.given(other).encode(x)[0] != mean).any(dim=1).tolist() == (other != LABELS).tolist()
+    z = torch.zeros(6, 2)
+    changed = (model.given(other).decode(z) != vae.decode(z)).flatten(1).any(dim=1)
+    assert changed.tolist() == (other != LABELS).tolist()
+
+
+def test_labels_are_planes_for_the_encoder_and_a_one_hot_vector_behind_the_code(x):
+    model = small_model()
+    seen = {}
+    for name in ("encoder", "decoder"):
+        getattr(model, name).register_forward_pre_hook(
+            lambda _, inputs, name=name: seen.update({name: inputs[0]})
+        )
+    z = torch.randn(6, LATENT_DIM)
+    vae = model.given(LABELS)
+    vae.encode(x)
+    vae.decode(z)
+    one_hot = torch.eye(4)[LABELS]
+    assert torch.equal(seen["decoder"], torch.cat([z, one_hot], dim=1))
+    assert torch.equal(seen["encoder"][:, :1], x)
+    assert torch.equal(seen["encoder"][:, 1:], one_hot[:, :, None, None].expand(-1, -1, 4, 5))
+
+
+def test_several_draws_keep_the_labels_of_their_examples(x):
+    vae, z = small_model().double().given(LABELS), torch.randn(3, 6, LATENT_DIM, dtype=torch.float64)
+    x = x.double()
+    together = vae.log_likelihood(x, z)
+    torch.testing.assert_close(together, torch.stack([vae.log_likelihood(x, draw) for draw in z]))
+
+
+def test_one_label_is_that_of_all():
+    model, z = small_model(), torch.randn(5, LATENT_DIM)
+    one, all_of_them = model.given(torch.tensor([2])), model.given(torch.full((5,), 2))
+    assert torch.equal(one.decode(z), all_of_them.decode(z))
+
+
+def test_given_labels_it_is_the_vae_of_these_weights(x):
+    """With one class the label says nothing: the loss is that of a VAE with one more channel of ones."""
+    torch.manual_seed(0)
+    model = ConditionalVAE.build(
+        "mlp", IMAGE_SHAPE, LATENT_DIM, hidden=(7,), classes=1, beta=0.5, free_bits=0.1
+    )
+
+    class Encoder(nn.Module):
+        def forward(self, x):
+            return model.encoder(torch.cat([x, torch.ones_like(x)], dim=1))
+
+    class Decoder(nn.Module):
+        def forward(self, z):
+            return model.decoder(torch.cat([z, torch.ones(len(z), 1)], dim=1))
+
+    vae = VAE(Encoder(), Decoder(), image_shape=IMAGE_SHAPE, latent_dim=LATENT_DIM, beta=0.5, free_bits=0.1)
+    for labels in (torch.zeros(6, dtype=torch.int64), torch.tensor([0])):
+        torch.manual_seed(3)
+        loss = model.loss(x, labels)
+        torch.manual_seed(3)
+        expected = vae.loss(x)
+        assert torch.equal(loss.total, expected.total)
+        assert loss.parts == expected.parts
+
+
+def test_training_and_evaluation_get_each_image_its_own_label():
+    """The class alone decides the image; the code has nothing to add, and its KL dies out."""
+    prototypes = torch.rand(4, 6).round()
+    labels = torch.arange(400) % 4
+    images = prototypes[labels]
+    model = ConditionalVAE.build("mlp", (6,), 2, hidden=(16,), classes=4)
+    history = fit(model, images, labels=labels, epochs=40, batch_size=100, lr=0.02, progress=False)
+    assert torch.equal(model.given(torch.arange(4)).sample(4).round(), prototypes)
+    assert history.train["kl"][-1] < 0.1
+    # The right labels make the images likely, wrong ones next to impossible.
+    few = slice(0, 8)
+    right = evaluate.importance_sampling(model, images[few], 20, labels=labels[few]).value
+    wrong = evaluate.importance_sampling(model, images[few], 20, labels=labels[few].roll(1)).value
+    assert right.min() > -0.5
+    assert (right - wrong).min() > 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (None, TypeError, r"^labels must be a torch\.Tensor of torch\.int64, not NoneType"),
+        (LABELS[:5], ValueError, r"^labels has shape \(5,\) but needs \(6,\), one for each example"),
+        (LABELS.unsqueeze(1), ValueError, r"^labels has shape \(6, 1\) but needs \(6,\)"),
+        (LABELS.float(), TypeError, r"^labels must be a torch\.Tensor of torch\.int64, not torch\.float32"),
+        (LABELS.tolist(), TypeError, r"^labels must be a torch\.Tensor of torch\.int64, not list"),
+    ],
+)
+def test_wrong_labels_are_refused_everywhere(x, labels, error, message):
+    model, z = small_model(), torch.zeros(6, LATENT_DIM)
+    for call in (
+        lambda: model.loss(x, labels),
+        lambda: model.log_weights(x, 2, labels),
+        lambda: model.validate(x, labels),
+        lambda: model.given(labels).encode(x),
+        lambda: model.given(labels).decode(z),
+        lambda: model.given(labels).sample(6),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_labels_are_needed(x):
+    with pytest.raises(TypeError, match="labels"):
+        fit(small_model(), x, epochs=1, progress=False)
+
+
+def test_labels_out_of_range_are_refused_before_training(x):
+    with pytest.raises(ValueError, match=r"^labels go from 1 to 4 but need 0 to 3"):
+        small_model().validate(x, LABELS + 1)
+    with pytest.raises(ValueError, match=r"^labels go from -1 to 2 but need 0 to 3"):
+        small_model().validate(x, LABELS - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"classes": 0}, ValueError, r"^classes is 0 but must be at least 1"),
+        ({"classes": 2.0}, TypeError, r"^classes is 2\.0 but must be a whole number"),
+        ({"classes": 2, "beta": -1}, ValueError, r"^beta is -1 but must be at least 0"),
+        ({"classes": 2, "likelihood": "poisson"}, ValueError, r"^likelihood is 'poisson' but must be one of"),
+        ({"classes": 2, "betta": 2}, TypeError, "betta"),
+    ],
+)
+def test_bad_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        ConditionalVAE.build("mlp", (6,), 2, **options)
+
+
+def test_networks_without_room_for_labels_are_refused(x):
+    networks = MLPEncoder(IMAGE_SHAPE, 3), MLPDecoder(3, IMAGE_SHAPE)
+    model = ConditionalVAE(*networks, classes=4, image_shape=IMAGE_SHAPE, latent_dim=3)
+    with pytest.raises(RuntimeError):
+        model.loss(x, LABELS)
+
+
+def test_the_gradient_of_the_loss_is_its_derivative():
+    model = ConditionalVAE.build("mlp", (4,), 2, hidden=(3,), classes=2, activation=nn.Tanh).double()
+    x, labels = torch.rand(3, 4, dtype=torch.float64), torch.tensor([0, 1, 1])
+    names = [f"model.{name}" for name, _ in model.named_parameters()]
+
+    class WithLossAsForward(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self):
+            torch.manual_seed(3)  # the noise is the same at every call
+            return self.model.loss(x, labels).total
+
+    whole = WithLossAsForward()
+    values = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
+
+    def total(*values):
+        return functional_call(whole, dict(zip(names, values)), ())
+
+    assert torch.autograd.gradcheck(total, values)
+
+
+def test_bounds_stay_in_single_precision_under_autocast(x):
+    model = small_model()
+    torch.manual_seed(3)
+    exact = model.loss(x, LABELS).total
+    torch.manual_seed(3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(x, LABELS)
+    assert {value.dtype for value in (loss.total, *loss.parts.values())} == {torch.float32}
+    torch.testing.assert_close(loss.total, exact, rtol=0.05, atol=0.1)
