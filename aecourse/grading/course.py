@@ -304,10 +304,11 @@ def grade(course: Course, name: str, options: Options) -> dict[str, Verdict]:
         todo = [b for b in bundles if kept.get(b.student, {}).get("key") != b.key()]
         verdicts = {b.student: Verdict.of(kept[b.student]) for b in bundles if b not in todo}
         ledger = Ledger(course, name, source)
-        with ledger:
+        # Whatever stops this, Ctrl-C while a verdict is written too: the workers end before their sandboxes do.
+        with ledger, contextlib.closing(_graded(todo, options)) as graded:
             for verdict in verdicts.values():
                 ledger.settle(verdict)
-            for verdict in _graded(todo, options):
+            for verdict in graded:
                 write(keep / "verdicts" / f"{verdict.student}.json", json.dumps(verdict.as_dict()), sync=True)
                 verdicts[verdict.student] = verdict
                 ledger.settle(verdict)
