@@ -304,7 +304,7 @@ def grade(course: Course, name: str, options: Options) -> dict[str, Verdict]:
         todo = [b for b in bundles if kept.get(b.student, {}).get("key") != b.key()]
         verdicts = {b.student: Verdict.of(kept[b.student]) for b in bundles if b not in todo}
         ledger = Ledger(course, name, source)
-        # Whatever stops this, Ctrl-C while a verdict is written too: the workers end before their sandboxes do.
+        # Whatever stops this, Ctrl-C in the middle of a verdict too: workers end before their sandboxes do.
         with ledger, contextlib.closing(_graded(todo, options)) as graded:
             for verdict in verdicts.values():
                 ledger.settle(verdict)
