@@ -182,6 +182,16 @@ def grade(options: argparse.Namespace) -> int:
     """``aecourse grade``; 0 when every submission was graded, 2 when some need a person."""
     if sys.platform == "win32":
         raise RuntimeError("Grading needs Linux for its sandbox; on Windows, use it in WSL.")
+    from aecourse.grading.sandbox import early
+
+    kind = "unsafe" if options.unsafe else options.sandbox
+    begun = (options.course / ".aecourse" / options.assignment).exists()  # then little may be left to grade
+    count = 0 if begun or options.scheduler else options.workers or os.cpu_count() or 1
+    with early(kind, count) as sandboxes:  # they start while nbgrader and torch are imported here
+        return _grade(options, kind, sandboxes)
+
+
+def _grade(options: argparse.Namespace, kind: str, sandboxes: tuple) -> int:
     with needs("grading", "Grading needs nbgrader and what goes with it"):
         from aecourse.grading import course as grading
     from aecourse.grading.sandbox import Limits
@@ -197,7 +207,8 @@ def grade(options: argparse.Namespace) -> int:
         scheduler=options.scheduler,
         students=tuple(options.students),
         force=options.force,
-        sandbox="unsafe" if options.unsafe else options.sandbox,
+        sandbox=kind,
+        sandboxes=sandboxes,
         limits=limits,
         progress=not options.quiet,
     )

@@ -4,18 +4,21 @@ Three questions, with the sandbox on and wrong and right submissions from the li
 
 - throughput: both commands, as an instructor types them, in turn. Of the class nbgrader grades a few, one
   after the other as it does; its start-up is taken off, ours is not. No attacks, which would stop nbgrader.
-  Once for a small assignment with an instructor's own tests, `kl`: one function, ``assert_close`` and
-  ``gradcheck``; and once for `elbo` of this course, whose 19 tests take some tenths of a second themselves.
-- overhead: each of some submissions through the isolated grader, and its test cells in a bare process.
-- a class with attacks: does everybody get exactly the points that the lists foresee?
+  For a small assignment with an instructor's own tests, `kl`: one function, ``assert_close`` and
+  ``gradcheck``; and for each assignment of this course.
+- overhead: each of some submissions of `elbo` through the isolated grader, and its test cells in a bare
+  process.
+- class: a class of `elbo` with attacks. Does everybody get exactly the points that the lists foresee?
 
     pip install -e '.[grading]' psutil
-    python benchmarks/grading.py
+    python benchmarks/grading.py                        # all, which takes an hour
+    python benchmarks/grading.py --only elbo overhead   # these; the others' results stay as they are
 """
 
 import argparse
 import contextlib
 import functools
+import importlib
 import io
 import json
 import os
@@ -42,13 +45,19 @@ RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT / "tests"))
 
 from mutants import elbo  # noqa: E402
-from support.notebooks import solution_cells  # noqa: E402
+from support.notebooks import ASSIGNMENTS, solution_cells  # noqa: E402
 from support.simulated import LIMITS, NAME, Student, simulated  # noqa: E402
 
 from aecourse.grading import worker  # noqa: E402
 from aecourse.grading.worker import Bundle  # noqa: E402
 
-SOURCES = {NAME: (ROOT / "solutions" / NAME / f"{NAME}.ipynb").read_text(encoding="utf-8")}
+SOURCES = {
+    name: (ROOT / "solutions" / name / f"{name}.ipynb").read_text(encoding="utf-8") for name in ASSIGNMENTS
+}
+# Of this many submissions nbgrader grades so many: 200 of the two that are quoted most, fewer of the others,
+# some of whose tests train networks.
+SIZES = {"kl": (200, 8), "elbo": (200, 8)} | {name: (40, 3) for name in ASSIGNMENTS if name != "elbo"}
+PARTS = (*SIZES, "overhead", "class")
 ENVIRONMENT = os.environ | {
     "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]),
     "PYTHONPATH": str(ROOT),
@@ -108,20 +117,44 @@ def small_class(count: int, seed: int) -> list[Student]:
     return students
 
 
+def ordinary_class(name: str, count: int, seed: int) -> list[Student]:
+    """So many submissions of an assignment, with up to three functions wrong, and no attack."""
+    if name == "kl":
+        return small_class(count, seed)
+    if name == NAME:
+        return simulated(count, seed, attacks=0.0)
+    draw, versions = random.Random(seed), importlib.import_module(f"mutants.{name}")
+    students = []
+    for i in range(count):
+        notebook = nbformat.reads(SOURCES[name], as_version=4)
+        functions = solution_cells(notebook)
+        wrong = draw.sample(sorted(functions), min(len(functions), draw.choice([0, 0, 1, 2, 3])))
+        for function, cell in functions.items():
+            pool = versions.WRONG if function in wrong else versions.RIGHT
+            if sources := [version.source for version in pool if version.function == function]:
+                cell.source = draw.choice(sources)
+        text = nbformat.writes(notebook)
+        students.append(Student(f"student-{i}", "ordinary", functools.partial(put, name, text), {}))
+    return students
+
+
 def put(name: str, text: str, folder: Path) -> None:
     (folder / f"{name}.ipynb").write_text(text, encoding="utf-8")
 
 
 def course(folder: Path, name: str, students: list[Student]) -> Path:
     """A course with these submissions, whose assignment the gradebook knows; nothing has been graded."""
-    (folder / "solutions" / name).mkdir(parents=True)
-    shutil.copy(ROOT / "nbgrader_config.py", folder)
-    put(name, SOURCES[name], folder / "solutions" / name)
+    empty = folder.parent / f"{name}-empty"
+    if not empty.exists():
+        (empty / "solutions" / name).mkdir(parents=True)
+        shutil.copy(ROOT / "nbgrader_config.py", empty)
+        put(name, SOURCES[name], empty / "solutions" / name)
+        run(empty, "nbgrader", "generate_assignment", name, "--create", "--force")
+    shutil.copytree(empty, folder)
     for student in students:
         place = folder / "submitted" / student.name / name
         place.mkdir(parents=True)
         student.hand_in(place)
-    run(folder, "nbgrader", "generate_assignment", name, "--create", "--force")
     return folder
 
 
@@ -142,15 +175,19 @@ def ours(folder: Path, name: str, workers: int) -> float:
 
 
 def throughput(root: Path, name: str, students: list[Student], few: int, rounds: int, workers: int) -> dict:
-    """Seconds for a submission, of both commands in turn."""
+    """Seconds for a submission, of both commands in turn, and medians of the rounds."""
+    load = os.getloadavg()[0]
     seconds: dict[str, list[float]] = {"aecourse grade": [], "nbgrader autograde": []}
     for i in range(rounds):
         mine = course(root / f"{name}-ours-{i}", name, students)
         seconds["aecourse grade"].append(ours(mine, name, workers) / len(students))
         chosen = students[i * (few + 1) : (i + 1) * (few + 1)]
-        one, more = (course(root / f"{name}-{count}-{i}", name, chosen[:count]) for count in (1, len(chosen)))
-        start_up = run(one, "nbgrader", "autograde", name)
-        seconds["nbgrader autograde"].append((run(more, "nbgrader", "autograde", name) - start_up) / few)
+        first, all_of_them = (
+            course(root / f"{name}-{count}-{i}", name, chosen[:count]) for count in (1, len(chosen))
+        )
+        start_up = run(first, "nbgrader", "autograde", name)
+        each = (run(all_of_them, "nbgrader", "autograde", name) - start_up) / few
+        seconds["nbgrader autograde"].append(each)
         print({name: round(values[-1], 3) for name, values in seconds.items()}, file=sys.stderr, flush=True)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
@@ -159,6 +196,17 @@ def throughput(root: Path, name: str, students: list[Student], few: int, rounds:
         "seconds_per_submission": {name: round(value, 3) for name, value in medians.items()},
         "faster_by": round(medians["nbgrader autograde"] / medians["aecourse grade"], 1),
         "rounds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
+        **surroundings(load),
+    }
+
+
+def surroundings(load: float) -> dict:
+    """Where and with what something was measured; the load is that at its start, of other programs only."""
+    return {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {load:.2f}",
+        "versions": {name: version(name) for name in ("torch", "nbgrader")},
+        "limits": f"{LIMITS.seconds:g} s, {LIMITS.request_seconds:g} s a cell or test, "
+        f"{LIMITS.memory / 2**20:.0f} MB",
     }
 
 
@@ -179,6 +227,7 @@ def tests_alone(notebook: nbformat.NotebookNode, tests: dict) -> float:
 
 def overhead(root: Path, students: list[Student]) -> dict:
     """Each submission's grading time, as a multiple of the time of its test cells alone; in turn."""
+    load = os.getloadavg()[0]
     folder = root / "overhead"
     folder.mkdir()
     worker.warm()
@@ -191,11 +240,11 @@ def overhead(root: Path, students: list[Student]) -> dict:
         for _ in range(3):
             start = time.perf_counter()
             worker.grade(Bundle(NAME, student.name, SOURCES[NAME], data, limits=LIMITS))
-            one = time.perf_counter() - start
-            other = tests_alone(notebook, tests)
+            seconds = time.perf_counter() - start
+            alone = tests_alone(notebook, tests)
             if i > 0:  # the first warms up
-                isolated.append(one)
-                bare.append(other)
+                isolated.append(seconds)
+                bare.append(alone)
         if i > 0:
             ratios.append(statistics.median(isolated[-3:]) / statistics.median(bare[-3:]))
     worker.close()
@@ -206,6 +255,7 @@ def overhead(root: Path, students: list[Student]) -> dict:
         "ratio_median": round(statistics.median(ratios), 2),
         "ratio_largest": round(max(ratios), 2),
         "ratio_at_most_2": sum(ratio <= 2 for ratio in ratios),
+        **surroundings(load),
     }
 
 
@@ -227,6 +277,7 @@ class Memory(threading.Thread):
 
 def hostile_class(root: Path, students: list[Student], workers: int) -> dict:
     """The class with attacks: time, memory, and how many got exactly what they must."""
+    load = os.getloadavg()[0]
     folder = course(root / "class", NAME, students)
     memory = Memory()
     memory.start()
@@ -235,12 +286,13 @@ def hostile_class(root: Path, students: list[Student], workers: int) -> dict:
     exact = 0
     for student in students:
         path = folder / ".aecourse" / NAME / "verdicts" / f"{student.name}.json"
-        found = json.loads(path.read_text(encoding="utf-8"))
-        points = {test["name"]: test["points"] for test in found["tests"]}
-        right = (points, found["status"], found["human"]) == (student.points, student.status, student.human)
+        verdict = json.loads(path.read_text(encoding="utf-8"))
+        points = {test["name"]: test["points"] for test in verdict["tests"]}
+        wanted = student.points, student.status, student.human
+        right = (points, verdict["status"], verdict["human"]) == wanted
         exact += right
         if not right:
-            print(f"{student.name}: {found['status']} {points}", file=sys.stderr)
+            print(f"{student.name}: {verdict['status']} {points}", file=sys.stderr)
     kinds = [student.kind for student in students]
     return {
         "submissions": len(students),
@@ -248,13 +300,17 @@ def hostile_class(root: Path, students: list[Student], workers: int) -> dict:
         "exact_verdicts": exact,
         "seconds": round(seconds, 1),
         "largest_memory_gb": round(memory.largest / 2**30, 2),
+        **surroundings(load),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--students", type=int, default=200)
-    parser.add_argument("--few", type=int, default=8, help="submissions that nbgrader grades in a round")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="measure these alone")
+    parser.add_argument("--students", type=int, help="of a class (default: 200 of kl and elbo, 40 of others)")
+    parser.add_argument(
+        "--few", type=int, help="submissions that nbgrader grades in a round (default: 8 or 3)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
@@ -262,24 +318,31 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    ordinary = simulated(options.students, options.seed, attacks=0.0)
-    with tempfile.TemporaryDirectory(prefix="aecourse-benchmark-") as folder:
-        root = Path(folder)
-        result = {
-            "throughput": {
-                name: throughput(root, name, students, options.few, options.rounds, options.workers)
-                for name, students in (("kl", small_class(options.students, options.seed)), (NAME, ordinary))
-            },
-            "overhead": overhead(root, ordinary[:40]),
-            "class": hostile_class(root, simulated(options.students, options.seed), options.workers),
-            "limits": f"{LIMITS.seconds:g} s, {LIMITS.request_seconds:g} s a cell or test, "
-            f"{LIMITS.memory / 2**20:.0f} MB",
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.2f}",
-            "versions": {name: version(name) for name in ("torch", "nbgrader")},
-        }
-    print(json.dumps(result, indent=2))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "grading.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for part in options.only:
+        with tempfile.TemporaryDirectory(prefix="aecourse-benchmark-") as folder:
+            root = Path(folder)
+            if part == "overhead":
+                result = {part: overhead(root, simulated(40, options.seed, attacks=0.0))}
+            elif part == "class":
+                students = simulated(options.students or 200, options.seed)
+                result = {part: hostile_class(root, students, options.workers)}
+            else:
+                count, few = SIZES[part]
+                students = ordinary_class(part, options.students or count, options.seed)
+                few = options.few or few
+                measured = throughput(root, part, students, few, options.rounds, options.workers)
+                result = {"throughput": {part: measured}}
+        print(json.dumps(result, indent=2), flush=True)
+        keep(result)
+
+
+def keep(result: dict) -> None:
+    """Put what was measured into the file of results, in place of what was there of it."""
+    path = RESULTS / "grading.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    throughput = known.get("throughput", {}) | result.get("throughput", {})
+    ordered = {name: throughput[name] for name in SIZES if name in throughput}
+    path.write_text(json.dumps(known | result | {"throughput": ordered}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -203,7 +203,6 @@ def test_unsafe_has_limits_all_the_same(name, surroundings, tmp_path):
     assert all(attack.points[test["name"]] == test["points"] for test in verdict["tests"])
     verdict = worker.grade(Bundle(NAME, "good", SHORT, next_notebook(), sandbox="unsafe"))
     assert all(test["points"] == test["out_of"] for test in verdict["tests"])
-    worker.close()
 
 
 def test_an_environment_below_tmp_is_there_and_stays(monkeypatch, tmp_path):

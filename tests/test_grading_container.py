@@ -91,7 +91,7 @@ def test_attack(attack, tmp_path):
 def test_an_image_that_is_not_there_is_not_fetched():
     tool = KIND.partition(":")[0]
     with pytest.raises(SandboxError, match="did not start"):
-        Sandbox(f"{tool}:localhost/no-such-image")
+        Sandbox(f"{tool}:localhost/no-such-image").ready()
 
 
 def test_a_container_ends_with_its_grader():
@@ -102,7 +102,8 @@ def test_a_container_ends_with_its_grader():
         return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
     before = running()
-    script = f"from aecourse.grading.sandbox import Sandbox; Sandbox({KIND!r}); print(flush=True); input()"
+    make = f"from aecourse.grading.sandbox import Sandbox; sandbox = Sandbox({KIND!r}).ready()"
+    script = f"{make}; print(flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     ) as process:

@@ -1,5 +1,7 @@
 """`aecourse grade` on a course: the gradebook, resuming after a kill, other workers, other databases."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -20,6 +22,9 @@ from support.notebooks import AUTOGRADED, ROOT, SOURCE, WRITTEN, solution_cells
 from support.sandbox import NEEDED, needs_sandbox
 from support.submissions import SUBMISSIONS, VERSIONS, course_with, scores, solved, tampered
 
+from aecourse import cli
+from aecourse.grading import course as grading
+
 pytestmark = needs_sandbox
 
 
@@ -28,7 +33,12 @@ def command(*arguments) -> list[str]:
 
 
 def run(course: Path, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments), cwd=course, capture_output=True, text=True, timeout=300)
+    """What the command does, in this process, which has imported all that it needs."""
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        options = ["grade", "elbo", "--quiet", "--course", course, *arguments]
+        status = cli.main([str(option) for option in options])
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), errors.getvalue())
 
 
 def expected(student: str) -> dict:
@@ -41,12 +51,14 @@ def expected(student: str) -> dict:
 
 @pytest.fixture(scope="module")
 def class_of_ten(tmp_path_factory):
-    """The class of test_assignments, which nbgrader grades there, and two without a notebook."""
+    """The class of test_assignments, which nbgrader grades there, and one without a notebook."""
     students = {name: solved("elbo", versions) for name, (versions, _) in SUBMISSIONS.items()}
     tampered(students["wrong-and-tampered"])
     course = course_with(tmp_path_factory.mktemp("course"), students | {"nobody": None})
+    (course / "gradebook.db").unlink()  # the command makes it
     (course / "submitted" / "nobody" / "elbo" / "notes.txt").write_text("sorry")
-    done = run(course, "--report", "report.html", "--csv", "points.csv", "--workers", 2)
+    whole = command("--report", "report.html", "--csv", "points.csv", "--workers", 2)
+    done = subprocess.run(whole, cwd=course, capture_output=True, text=True, timeout=300)
     return course, done
 
 
@@ -114,15 +126,38 @@ def test_a_new_submission_is_graded_and_the_others_are_not(class_of_ten):
     )
 
 
-def kill(process: subprocess.Popen, whom: str) -> None:
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def descendants(process: int) -> set[int]:
+    found = set()
+    with contextlib.suppress(FileNotFoundError):  # it may have ended meanwhile
+        for child in children(process):
+            found |= {child} | descendants(child)
+    return found
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def program(process: int) -> str:
+    return Path(f"/proc/{process}/comm").read_text().strip()
+
+
+def kill(process: int, whom: str) -> None:
     """Kill the coordinator, one of its workers or the whole process group without warning; or type Ctrl-C."""
     if whom == "worker":
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGKILL)
+        workers = [child for child in children(process) if program(child) != "bwrap"]  # which are sandboxes
+        os.kill(workers[0], signal.SIGKILL)
     elif whom == "coordinator":
-        process.kill()
+        os.kill(process, signal.SIGKILL)
     else:
-        os.killpg(process.pid, signal.SIGINT if whom == "Ctrl-C" else signal.SIGKILL)
+        os.killpg(process, signal.SIGINT if whom == "Ctrl-C" else signal.SIGKILL)
 
 
 @pytest.mark.parametrize("whom", ["coordinator", "worker", "group", "Ctrl-C"])
@@ -138,7 +173,9 @@ def test_a_killed_run_loses_nothing_and_grades_nothing_twice(tmp_path, whom):
         time.sleep(0.02)
     kept = {path.name: path.read_text() for path in verdicts.glob("*.json")}
     assert kept
-    kill(process, whom)
+    begun = descendants(process.pid)
+    assert len(begun) >= 4  # two workers and two sandboxes, each of several processes
+    kill(process.pid, whom)
     status = process.wait(timeout=120)
     if whom == "worker":
         assert status == 0  # the run itself goes on
@@ -157,9 +194,10 @@ def test_a_killed_run_loses_nothing_and_grades_nothing_twice(tmp_path, whom):
     for student in found:
         page = (course / "feedback" / student / "elbo" / "elbo.html").read_text()
         assert page.rstrip().endswith("</html>")
-    assert subprocess.run(
-        ["pgrep", "-f", "aecourse.grading import inside"], capture_output=True
-    ).returncode in (0, 1)
+    deadline = time.monotonic() + 20
+    while any(map(alive, begun)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, begun))
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
@@ -168,8 +206,8 @@ def test_two_runs_at_once_are_refused(tmp_path):
     course = course_with(tmp_path, {"one": solved("elbo")})
     (course / ".aecourse" / "elbo").mkdir(parents=True)
     with open(course / ".aecourse" / "elbo" / "lock", "w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        done = run(course)
+        fcntl.lockf(file, fcntl.LOCK_EX)  # a lock is a process's own: this needs another one
+        done = subprocess.run(command(), cwd=course, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "Another `aecourse grade` is at work" in done.stderr
 
@@ -239,11 +277,10 @@ def test_postgresql_holds_what_sqlite_does(tmp_path, postgresql):
     pytest.importorskip("psycopg2", reason='needs psycopg2: pip install "aecourse[postgres]"')
     from nbgrader.api import Gradebook
 
-    from aecourse.grading import course as grading
-
     names = ("wrong-1", "wrong-2", "right-einsum", "right-log-prob")
     students = {name: solved("elbo", SUBMISSIONS[name][0]) for name in names}
     course = course_with(tmp_path, students)
+    (course / "gradebook.db").unlink()
     url = postgresql.replace("postgresql:", "postgresql+psycopg2:")
     verdicts = course / ".aecourse" / "elbo" / "verdicts"
     process = subprocess.Popen(command("--workers", 2, "--db", postgresql), cwd=course)
@@ -251,6 +288,7 @@ def test_postgresql_holds_what_sqlite_does(tmp_path, postgresql):
     while not list(verdicts.glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     while process.poll() is None:  # somebody looks at it meanwhile, and sees all points of a student or none
+        time.sleep(0.02)
         for student, points in scores(course, url).items():
             assert points in (expected(student), dict.fromkeys(points))
     assert process.wait() == 0
@@ -285,8 +323,6 @@ def test_postgresql_holds_what_sqlite_does(tmp_path, postgresql):
     ],
 )
 def test_a_gradebook_that_cannot_be_opened_is_one_line(url, words):
-    from aecourse.grading import course as grading
-
     with pytest.raises(grading.CourseError, match=words) as caught:
         grading.Course(ROOT, url).gradebook()
     assert "secret" not in str(caught.value)

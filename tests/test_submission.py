@@ -1,5 +1,7 @@
 """Reading and mending what students hand in, and what they can find out themselves beforehand. No sandbox."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -311,9 +313,25 @@ def unrun(monkeypatch):
     monkeypatch.setattr(preflight, "_run", lambda notebook, seconds: iter(()))
 
 
-def test_preflight_of_a_finished_notebook(check):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Status and output of the command on a finished notebook, as Jupyter writes it. The release is in the
+    present folder."""
     pytest.importorskip("nbclient")
-    found = check(solved(NAME))
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "assignments" / NAME).mkdir(parents=True)
+    shutil.copy(ROOT / "assignments" / NAME / f"{NAME}.ipynb", folder / "assignments" / NAME)
+    nbformat.write(solved(NAME), folder / f"{NAME}.ipynb")
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(folder)
+        patch.setenv("IPYTHONDIR", str(folder / "ipython"))
+        status = command(f"{NAME}.ipynb")
+    return status, printed.getvalue()
+
+
+def test_preflight_of_a_finished_notebook(finished):
+    found = re.sub(" {2,}", " ", finished[1])
     assert "fine: elbo.ipynb is a notebook of the assignment elbo." in found
     assert f"fine: All {len(SOURCE.known)} cells that count are there." in found
     assert "fine: It runs from top to bottom" in found
@@ -337,17 +355,17 @@ def test_preflight_of_an_unfinished_notebook(check):
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "words", "seconds"),
     [
-        ("while True:\n    pass", "was not done after 4 seconds"),
-        ("import os\nos._exit(1)", "ended Python itself"),
+        ("while True:\n    pass", "was not done after 2 seconds", 2),
+        ("import os\nos._exit(1)", "ended Python itself", 10),
     ],
 )
-def test_preflight_of_what_does_not_end_or_ends_at_once(check, source, words):
+def test_preflight_of_what_does_not_end_or_ends_at_once(check, source, words, seconds):
     pytest.importorskip("nbclient")
     notebook = solved(NAME)
     notebook.cells = [nbformat.v4.new_code_cell(source), *notebook.cells]
-    assert f"problem: Cell 1 ({source.splitlines()[0]}) {words}" in check(notebook, seconds=4)
+    assert f"problem: Cell 1 ({source.splitlines()[0]}) {words}" in check(notebook, seconds=seconds)
 
 
 def test_preflight_of_what_is_no_notebook(check, unrun):
@@ -405,12 +423,9 @@ def command(*arguments) -> int:
     return cli.main(["check-submission", *map(str, arguments)])
 
 
-def test_command_on_a_good_notebook(handed_out, capsys):
-    """As Jupyter writes it. The release is found in this folder."""
-    pytest.importorskip("nbclient")
-    nbformat.write(solved(NAME), f"{NAME}.ipynb")
-    assert command(f"{NAME}.ipynb") == 0
-    printed = capsys.readouterr().out
+def test_command_on_a_good_notebook(finished):
+    status, printed = finished
+    assert status == 0
     assert "fine:    It runs from top to bottom" in printed
     assert f"of {preflight.SECONDS:.0f} seconds, and the visible checks pass." in printed
     assert printed.endswith("Ready to hand in. The hidden tests look closer than the visible checks do.\n")

@@ -18,21 +18,21 @@ import re
 import signal
 import statistics
 import sysconfig
-import warnings
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nbgrader.api import Gradebook, MissingEntry, SubmittedNotebook
+from nbgrader.api import Comment, Grade, Gradebook, MissingEntry, SubmittedAssignment, SubmittedNotebook
 from nbgrader.coursedir import CourseDirectory
-from sqlalchemy.exc import SAWarning, SQLAlchemyError
+from sqlalchemy import insert
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 from traitlets.config.loader import PyFileConfigLoader
 
 from aecourse.extras import needs
 from aecourse.grading import export, pages, similar, submission, worker
-from aecourse.grading.sandbox import Limits
+from aecourse.grading.sandbox import Limits, Sandbox
 from aecourse.grading.submission import Assignment
 from aecourse.grading.worker import Bundle, Verdict
 
@@ -76,9 +76,9 @@ class Course:
         folder = self.root / self.folders.source_directory
         path = folder / name / f"{name}.ipynb"
         if not path.is_file():
-            known = sorted(found.parent.name for found in folder.glob("*/*.ipynb"))
+            known = sorted(notebook.parent.name for notebook in folder.glob("*/*.ipynb"))
             raise CourseError(f"{path} is missing. There are: {', '.join(known) or 'no assignments'}.")
-        if others := [found.name for found in path.parent.glob("*.ipynb") if found != path]:
+        if others := [other.name for other in path.parent.glob("*.ipynb") if other != path]:
             raise CourseError(f"{name} has several notebooks ({', '.join(others)}), and may have one.")
         return path.read_text(encoding="utf-8")
 
@@ -174,30 +174,42 @@ def alone(folder: Path) -> Iterator[None]:
 # --------------------------------------------------------------------------- workers
 
 
-def local(bundles: list[Bundle], workers: int) -> Iterator[tuple[Bundle, dict | Exception]]:
+def local(
+    bundles: list[Bundle], workers: int, sandboxes: tuple[Sandbox, ...] = ()
+) -> Iterator[tuple[Bundle, dict | Exception]]:
     """Grade in a pool of processes, forked from this one, which has imported torch.
 
-    A worker that dies takes nothing with it: what it had is tried again, once.
+    A worker that dies takes nothing with it: what it had is tried again, once. Each takes over one of the
+    ``sandboxes``, and makes its own where there is none.
     """
     worker.warm()
     context = multiprocessing.get_context("fork")
     left = {bundle.student: bundle for bundle in bundles}
     tries = dict.fromkeys(left, 0)
     while left:
-        pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+        count = min(workers, len(left))
+        numbers = context.SimpleQueue()
+        for number in range(count):
+            numbers.put(number)
+        pool = concurrent.futures.ProcessPoolExecutor(
+            count, mp_context=context, initializer=_begin, initargs=(numbers, sandboxes)
+        )
         with pool, _cancelling(pool):
             jobs = {pool.submit(worker.grade, bundle): bundle for bundle in left.values()}
+            for sandbox in sandboxes:  # the processes have been forked; a new pool makes its own
+                sandbox.leave()
+            sandboxes = ()
             for job in concurrent.futures.as_completed(jobs):
                 bundle = jobs[job]
                 try:
-                    found = job.result()
+                    result = job.result()
                 except BrokenProcessPool:
                     # Who killed it cannot be told: all that were begun are tried once more.
                     continue
                 except Exception as error:
-                    found = error
+                    result = error
                 del left[bundle.student]
-                yield bundle, found
+                yield bundle, result
         for student in list(left):
             tries[student] += 1
             if tries[student] > TRIES + len(bundles) // max(1, workers):
@@ -213,12 +225,19 @@ def _cancelling(pool: concurrent.futures.Executor) -> Iterator[None]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin() -> None:
-    """In a worker: Ctrl-C is for the coordinator, and where that ends, however it ends, this does too."""
+def _begin(numbers, sandboxes: tuple[Sandbox, ...]) -> None:
+    """In a worker: Ctrl-C is for the coordinator, and where that ends, however it ends, this does too. Of the
+    sandboxes it takes the one whose number it draws from the queue."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     multiprocessing.util.Finalize(None, worker.close, exitpriority=0)
     with contextlib.suppress(OSError, AttributeError):  # Linux; elsewhere there is no bubblewrap either
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    mine = numbers.get()
+    for number, sandbox in enumerate(sandboxes):
+        if number == mine:
+            worker.adopt(sandbox)
+        else:
+            sandbox.leave()
 
 
 def cluster(bundles: list[Bundle], scheduler: str) -> Iterator[tuple[Bundle, dict | Exception]]:
@@ -249,6 +268,7 @@ class Options:
         students: only these; default: all.
         force: grade again what was graded before.
         sandbox: see `sandbox.Sandbox`.
+        sandboxes: some of these that have been started already, for the first to come.
         progress: show a progress bar.
     """
 
@@ -257,6 +277,7 @@ class Options:
     students: tuple[str, ...] = ()
     force: bool = False
     sandbox: str = "bubblewrap"
+    sandboxes: tuple[Sandbox, ...] = ()
     limits: Limits = field(default_factory=Limits)
     progress: bool = True
 
@@ -283,13 +304,14 @@ def grade(course: Course, name: str, options: Options) -> dict[str, Verdict]:
         todo = [b for b in bundles if kept.get(b.student, {}).get("key") != b.key()]
         verdicts = {b.student: Verdict.of(kept[b.student]) for b in bundles if b not in todo}
         ledger = Ledger(course, name, source)
-        with ledger:
+        # Whatever stops this, Ctrl-C in the middle of a verdict too: workers end before their sandboxes do.
+        with ledger, contextlib.closing(_graded(todo, options)) as graded:
             for verdict in verdicts.values():
                 ledger.settle(verdict)
-            for found in _graded(todo, options):
-                write(keep / "verdicts" / f"{found.student}.json", json.dumps(found.as_dict()), sync=True)
-                verdicts[found.student] = found
-                ledger.settle(found)
+            for verdict in graded:
+                write(keep / "verdicts" / f"{verdict.student}.json", json.dumps(verdict.as_dict()), sync=True)
+                verdicts[verdict.student] = verdict
+                ledger.settle(verdict)
     return dict(sorted(verdicts.items()))
 
 
@@ -309,14 +331,14 @@ def _graded(bundles: list[Bundle], options: Options) -> Iterator[Verdict]:
     if options.scheduler:
         results = cluster(bundles, options.scheduler)
     else:
-        results = local(bundles, options.workers or os.cpu_count() or 1)
+        results = local(bundles, options.workers or os.cpu_count() or 1, options.sandboxes)
     failed = 0
     bar = tqdm(total=len(bundles), unit="submission", disable=not options.progress)
     with contextlib.closing(results), bar:
-        for one, found in results if bundles else ():
-            if isinstance(found, worker.SandboxError):
-                raise found
-            verdict = _failed(one, found) if isinstance(found, Exception) else Verdict.of(found)
+        for bundle, result in results if bundles else ():
+            if isinstance(result, worker.SandboxError):
+                raise result
+            verdict = _failed(bundle, result) if isinstance(result, Exception) else Verdict.of(result)
             failed += verdict.status != "graded"
             bar.set_postfix(failed=failed)
             bar.update()
@@ -353,8 +375,13 @@ class Ledger:
     def __enter__(self) -> "Ledger":
         self.gradebook = self.course.gradebook()
         known = self.gradebook.find_notebook(self.name, self.name)
-        cells = [*known.grade_cells, *known.solution_cells, *known.task_cells]
-        self.cells = {cell.id: cell.name for cell in cells}  # to ask each grade for its name takes a query
+        self.ids = known.assignment_id, known.id
+        names = {  # to ask each grade for its name takes a query
+            kind: {cell.id: cell.name for cell in getattr(known, f"{kind}_cells")}
+            for kind in ("grade", "solution", "task")
+        }
+        self.graded, self.commented = names["grade"] | names["task"], names["solution"] | names["task"]
+        self.cells = self.graded | self.commented
         return self
 
     def __exit__(self, *_) -> None:
@@ -383,18 +410,19 @@ class Ledger:
     def _recorded(self, verdict: Verdict) -> bool:
         """Whether the gradebook has these points."""
         try:
-            found = self._submitted(verdict)
+            submitted = self._submitted(verdict)
         except MissingEntry:
             return False
-        scores = {self.cells[grade.cell_id]: grade.auto_score for grade in found.grades}
+        scores = {self.cells[grade.cell_id]: grade.auto_score for grade in submitted.grades}
         return all(scores.get(test.name) == test.points for test in verdict.tests)
 
     def _record(self, verdict: Verdict) -> None:
         self.gradebook.update_or_create_student(verdict.student)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SAWarning)  # nbgrader's own way with its tables
-            self.gradebook.update_or_create_submission(self.name, verdict.student)
         points = {test.name: test.points for test in verdict.tests}
+        try:
+            self.gradebook.find_submission(self.name, verdict.student)
+        except MissingEntry:
+            return self._add(verdict, points)
         for grade in self._submitted(verdict).grades:
             name = self.cells[grade.cell_id]
             if name in points:
@@ -404,12 +432,36 @@ class Ledger:
                 grade.needs_manual_grade = grade.manual_score is None
         self.gradebook.db.commit()
 
+    def _add(self, verdict: Verdict, points: dict[str, float]) -> None:
+        """What nbgrader's `add_submission` makes, with the points in it: in one transaction and not in three,
+        and without an object for each of its rows."""
+        db, (assignment, notebook) = self.gradebook.db, self.ids
+        submission = SubmittedAssignment(assignment_id=assignment, student_id=verdict.student)
+        db.add(submission)
+        db.flush()
+        submitted = SubmittedNotebook(assignment_id=submission.id, notebook_id=notebook)
+        db.add(submitted)
+        db.flush()
+        rows = [
+            {
+                "notebook_id": submitted.id,
+                "cell_id": cell,
+                "auto_score": points.get(name),
+                "needs_manual_grade": verdict.human or name not in points,
+            }
+            for cell, name in self.graded.items()
+        ]
+        db.execute(insert(Grade), rows)
+        if self.commented:
+            db.execute(insert(Comment), [{"notebook_id": submitted.id, "cell_id": c} for c in self.commented])
+        db.commit()
+
     def marked(self, verdict: Verdict) -> tuple[Verdict, dict[str, tuple[float | None, str]]]:
         """The verdict with the points that a person changed or added, and {name: (points, comment)} of
         written questions, and of tasks with a comment."""
-        found = self._submitted(verdict)
-        by_hand = {self.cells[g.cell_id]: (g.manual_score, g.extra_credit or 0.0) for g in found.grades}
-        comments = {self.cells[c.cell_id]: c.comment for c in found.comments if c.comment}
+        submitted = self._submitted(verdict)
+        by_hand = {self.cells[g.cell_id]: (g.manual_score, g.extra_credit or 0.0) for g in submitted.grades}
+        comments = {self.cells[c.cell_id]: c.comment for c in submitted.comments if c.comment}
         self.gradebook.db.rollback()  # nothing was changed; a server's transactions should be short
         tests = []
         for test in verdict.tests:

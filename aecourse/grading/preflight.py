@@ -182,9 +182,8 @@ def _raises(cell) -> bool:
 
 def _imports(notebook) -> Iterator[Finding]:
     """Is something of the course's library used, which the grader does not have?"""
-    allowed = {"aecourse", "aecourse.checks"}
-    imports = submission.imported(notebook) - allowed
-    if used := sorted(name for name in imports if name.startswith("aecourse.")):
+    refused = submission.imported(notebook) - {"aecourse", "aecourse.checks"}
+    if used := sorted(name for name in refused if name.startswith("aecourse.")):
         words = f"{', '.join(used)} is not there when your work is graded: of the course, only check is."
         yield Finding("problem", words)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from aecourse.checks.bans import Refused
 from aecourse.checks.core import Wrong
 from aecourse.checks.modules import Held
-from aecourse.grading.sandbox import Gone, Session, StudentError
+from aecourse.grading.session import Gone, Session, StudentError
 from aecourse.grading.wire import BROKEN, plausible, tensors_of
 
 
@@ -58,10 +58,10 @@ class RemoteModule(Held):
         return _asked(self.session, "module", self.number, operation, arguments, self.forbidden)
 
     def state(self) -> dict[str, Tensor]:
-        found = self._ask("state")
-        if type(found) is not dict or not all(isinstance(value, Tensor) for value in found.values()):
+        state = self._ask("state")
+        if type(state) is not dict or not all(isinstance(value, Tensor) for value in state.values()):
             raise RuntimeError("state_dict holds something else than tensors")
-        return {name: value.detach() for name, value in found.items()}
+        return {name: value.detach() for name, value in state.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         self._ask("load", state)
@@ -70,10 +70,10 @@ class RemoteModule(Held):
         return self._ask("training", mode) is True
 
     def parameter_gradients(self, method: str, arguments: tuple) -> dict[str, Tensor | None]:
-        found = self._ask("parameter_gradients", method, arguments)
-        if type(found) is not dict or not all(v is None or isinstance(v, Tensor) for v in found.values()):
+        slopes = self._ask("parameter_gradients", method, arguments)
+        if type(slopes) is not dict or not all(v is None or isinstance(v, Tensor) for v in slopes.values()):
             raise RuntimeError("the gradients are no tensors")
-        return found
+        return slopes
 
 
 def call(
@@ -86,20 +86,20 @@ def call(
     known = session.random is not None and torch.equal(state, session.random)
     surroundings = (None if known else state, torch.is_grad_enabled())
     answer = _asked(session, "call", target, list(calls), target_of.forbidden, surroundings)
-    found, graph, random, failure = _checked(session, answer, tuple, 4)
+    answers, graph, random, failure = _checked(session, answer, tuple, 4)
     session.random = state if random is None else random
     try:
         if random is not None:
             torch.set_rng_state(plausible(random))
         error = None if failure is None else _error(StudentError(*map(str, failure)), target[-1])
-        _checked(session, found, list, len(calls) if error is None else min(len(found), len(calls) - 1))
-        parts = [_checked(session, one, tuple, 3) for one in found]
-        leaves = [tensor for tensor in tensors_of(list(calls[: len(found)])) if tensor.requires_grad]
-        for (_, effects, generators), (arguments, keywords) in zip(parts, calls):
+        _checked(session, answers, list, len(calls) if error is None else min(len(answers), len(calls) - 1))
+        leaves = [tensor for tensor in tensors_of(list(calls[: len(answers)])) if tensor.requires_grad]
+        for parts, (arguments, keywords) in zip(answers, calls):
+            _, effects, generators = _checked(session, parts, tuple, 3)
             _repeat(effects, generators, arguments, keywords)
     except BROKEN:
         raise _nonsense(session) from None
-    results = [_stand_in(target_of, one) for one, _, _ in parts]
+    results = [_stand_in(target_of, result) for result, _, _ in answers]
     outputs = [tensor.detach() for tensor in tensors_of(results) if tensor.requires_grad]
     if graph and leaves and outputs:
         outputs = _Remote.apply(session, graph, outputs, *leaves)
@@ -142,7 +142,7 @@ def _repeat(effects: dict, generators: list, arguments: tuple, keywords: dict) -
     Raises:
         Exception: one of `BROKEN`: these are no effects on such arguments.
     """
-    given = tensors_of((arguments, keywords))
+    given = tensors_of((arguments, keywords)) if effects else []
     with torch.no_grad():
         for index, (now, required, slope) in effects.items():
             mine = given[int(index)]
@@ -190,13 +190,13 @@ class _Remote(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(context, *gradients):
         gradients = [None if g is None else g.contiguous() for g in gradients]
-        found = _asked(context.session, "pull", context.graph.number, gradients)
-        if type(found) is not list or len(found) != len(context.shapes):
+        slopes = _asked(context.session, "pull", context.graph.number, gradients)
+        if type(slopes) is not list or len(slopes) != len(context.shapes):
             raise _nonsense(context.session)
-        for slope, shape in zip(found, context.shapes):
+        for slope, shape in zip(slopes, context.shapes):
             if slope is not None and (not isinstance(slope, Tensor) or slope.shape != shape):
                 raise _nonsense(context.session)
-        return None, None, None, *found
+        return None, None, None, *slopes
 
 
 def _replaced(tree, tensors):

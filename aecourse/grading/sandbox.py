@@ -1,12 +1,15 @@
 """Student code in a sandbox: no network, no files but Python's own, limits on all it can take.
 
 A `Sandbox` is a warm process inside bubblewrap (or a container); `open` makes it fork a child for one
-submission, and a `Session` talks to that child. The rest of the machine is not there: no home folder, no
-solutions, no gradebook, no environment variables, and of this package a handful of files.
+submission, and a `session.Session` talks to that child. The rest of the machine is not there: no home folder,
+no solutions, no gradebook, no environment variables, and of this package a handful of files.
+
+A sandbox takes seconds to start, so nothing here needs torch: it can be started before anything else.
 """
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -19,17 +22,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import aecourse
-from aecourse.grading import wire
-from aecourse.grading.inside import LIMITS, READY
+from aecourse.grading.server import END, LIMITS, READY
+
+if TYPE_CHECKING:
+    from aecourse.grading.session import Session
 
 HERE = "/inside"  # where the sandbox shows the files below, and the socket of this side
 
 # What student code finds of the course. `check` does nothing there: it runs outside.
 FILES = (
     *("models.py", "checks/parts.py", "checks/bans.py", "checks/modules.py"),
-    *("grading/inside.py", "grading/wire.py"),
+    *("grading/server.py", "grading/confine.py", "grading/calls.py", "grading/wire.py"),
 )
 STUB = "def check(name, function):\n    pass\n"
 SETTINGS = {
@@ -45,8 +51,8 @@ SETTINGS = {
 PROGRAM = """
 import sys
 sys.path[:] = filter(None, sys.path)
-from aecourse.grading import inside
-inside.main(*sys.argv[1:])
+from aecourse.grading import server
+server.main(*sys.argv[1:])
 """
 NOBODY = "65534"
 
@@ -58,25 +64,6 @@ def _homes(folder: str) -> dict[str, str]:
 
 class SandboxError(RuntimeError):
     """The sandbox cannot be made, or is gone."""
-
-
-class Gone(BaseException):
-    """The submission's process is gone or does not answer; ``reason`` is "time", "crash" or "nonsense".
-
-    No subclass of Exception: the tests turn those into sentences about the function, and this ends the test.
-    """
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
-
-
-class StudentError(Exception):
-    """An error that the student's code raised: its type's name and its words."""
-
-    def __init__(self, kind: str, words: str):
-        super().__init__(words)
-        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -103,21 +90,24 @@ class Limits:
 class Sandbox:
     """A warm process that forks one child per submission. A context manager.
 
+    It starts at once, and is of use from `ready` on. In between it may change hands: a process that is forked
+    from this one calls `ready`, and all others `leave`.
+
     Args:
         kind: ``"bubblewrap"``; ``"docker:IMAGE"`` or ``"podman:IMAGE"``, with an image that holds Python,
             torch and IPython; ``"unsafe"`` for none at all: a process of yours, with its limits, that can
             read and write what you can, and use the network.
-        imports: modules that the warm process imports, once for all.
         scratch: bytes of the scratch folder.
 
     Raises:
         SandboxError: it cannot be made; the message says what to install. Nothing is run without it.
     """
 
-    def __init__(self, kind: str = "bubblewrap", imports: tuple[str, ...] = (), scratch: int = 64 * 2**20):
+    def __init__(self, kind: str = "bubblewrap", scratch: int = 64 * 2**20):
         self.folder = tempfile.TemporaryDirectory(prefix="aecourse-inside-")
         self.scratch = tempfile.TemporaryDirectory(prefix="aecourse-scratch-")  # of the unsafe kind
-        command, environment = self._command(kind, ",".join(imports), scratch)
+        self.kind = kind
+        command, environment = self._command(kind, scratch)
         root = Path(self.folder.name)
         here = Path(aecourse.__file__).parent
         for name in ("", "checks", "grading"):
@@ -126,37 +116,57 @@ class Sandbox:
         for name in FILES:
             shutil.copy(here / name, root / "aecourse" / name)
         root.chmod(0o755)  # a container may run as somebody else
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(root / "control"))
-            (root / "control").chmod(0o777)
-            listener.listen(1)
-            self.process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for the grader, which then closes this
-            )
-            self.control = self._accept(listener)
-        self.folder.cleanup()  # all of it has been imported, and nothing can be left behind
+        self.control = socket.socket(socket.AF_UNIX)
+        self.control.bind(str(root / "control"))
+        (root / "control").chmod(0o777)
+        self.control.listen(1)
+        self.process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the grader, which then closes this
+        )
 
-    def _accept(self, listener: socket.socket) -> socket.socket:
-        listener.settimeout(0.2)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(TimeoutError):
-                control, _ = listener.accept()
-                control.settimeout(120)
-                if control.recv(len(READY)) == READY:
-                    return control
-                control.close()
-        self.process.kill()
-        words = self.process.communicate()[1].decode(errors="replace")[-2000:]
-        self.folder.cleanup()
-        raise SandboxError(f"The sandbox did not start:\n{words}")
+    def ready(self, imports: tuple[str, ...] = ()) -> "Sandbox":
+        """Wait until it is warm and has imported these modules, once for all; this sandbox.
 
-    def _command(self, kind: str, imports: str, scratch: int) -> tuple[list[str], dict]:
+        Raises:
+            SandboxError: it did not start; with the words that it left.
+        """
+        words, deadline = b"", time.monotonic() + 120
+        while time.monotonic() < deadline:
+            # Whoever did not start the process cannot ask for its state: its end is the end of its words.
+            calling, _, _ = select.select([self.control, self.process.stderr], [], [], 0.2)
+            if self.process.stderr in calling:
+                if not (part := os.read(self.process.stderr.fileno(), 2**16)):
+                    break
+                words += part
+            elif calling:
+                if self._answers(imports, deadline):
+                    self.folder.cleanup()  # all of it has been imported, and nothing can be left behind
+                    return self
+                break
+        self._kill()
+        words += self.process.stderr.read()
+        self.close()
+        raise SandboxError(f"The sandbox did not start:\n{words.decode(errors='replace')[-2000:]}")
+
+    def _answers(self, imports: tuple[str, ...], deadline: float) -> bool:
+        listener = self.control
+        self.control, _ = listener.accept()
+        listener.close()
+        try:
+            self.control.settimeout(deadline - time.monotonic())
+            self.control.sendall(",".join(imports).encode() + END)
+            answer = self.control.recv(len(READY))
+            self.control.settimeout(120)
+        except OSError:
+            return False
+        return answer == READY
+
+    def _command(self, kind: str, scratch: int) -> tuple[list[str], dict]:
         """What to run, and with which environment."""
         tool, _, image = kind.partition(":")
         if tool not in ("bubblewrap", "docker", "podman", "unsafe") or bool(image) != (
@@ -166,7 +176,7 @@ class Sandbox:
                 f"There is no sandbox {kind!r}: bubblewrap, docker:IMAGE and podman:IMAGE are. The image "
                 "needs torch and IPython."
             )
-        program = ["-c", PROGRAM, imports]
+        program = ["-c", PROGRAM]
         if tool == "unsafe":
             own = SETTINGS | _homes(self.scratch.name) | {"PYTHONPATH": self.folder.name}
             return [sys.executable, *program, self.scratch.name], own
@@ -180,7 +190,9 @@ class Sandbox:
         program += ["/tmp", "/dev/shm"]
         if tool == "bubblewrap":
             path = {"PATH": os.environ.get("PATH", "")}
-            return [*self._bubblewrap(settings, scratch), sys.executable, *program], path
+            python = Path(sys.executable)  # of an environment behind a link the place itself is shown
+            program = [str(python.parent.resolve() / python.name), *program]
+            return [*self._bubblewrap(settings, scratch), *program], path
         return [*self._container(tool, settings, scratch), image, *program], dict(os.environ)
 
     def _container(self, tool: str, settings: dict[str, str], scratch: int) -> list[str]:
@@ -247,6 +259,8 @@ class Sandbox:
                     socket.send_fds(self.control, [content], [theirs.fileno()])
             except OSError:
                 raise SandboxError("The sandbox is gone.") from None
+            from aecourse.grading.session import Session  # needs torch
+
             session = Session(ours, time.monotonic() + seconds, limits)
             try:
                 yield session
@@ -267,10 +281,24 @@ class Sandbox:
             return signal.Signals(number).name if number else ""
         return f"signal {number}"
 
-    def close(self) -> None:
+    def leave(self) -> None:
+        """Have nothing more to do with it: another process has it now."""
         self.control.close()
-        self.process.kill()
-        self.process.communicate()
+        self.process.stderr.close()
+
+    def _kill(self) -> None:
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(
+                    self.process.pid, signal.SIGKILL
+                )  # Popen's own leaves alone what it did not start here
+            self.process.wait()
+
+    def close(self) -> None:
+        """End it, and all that is in it."""
+        self._kill()
+        self.leave()
+        self.folder.cleanup()
         self.scratch.cleanup()
 
     def __enter__(self) -> "Sandbox":
@@ -280,63 +308,13 @@ class Sandbox:
         self.close()
 
 
-class Session:
-    """A conversation with the child of one submission."""
-
-    def __init__(self, channel: socket.socket, deadline: float, limits: Limits):
-        self.channel, self.deadline, self.limits = channel, deadline, limits
-        self.until = deadline
-        self.gone = ""
-        self.printed: list[str] = []
-        self.dropped: list[int] = []  # graphs and modules that nothing here refers to any more
-        self.random = None  # torch's global random state, as the child knows it
-        self.signal = ""
-
-    def begin(self) -> None:
-        """Start the clock of a cell or a test."""
-        self.until = min(self.deadline, time.monotonic() + self.limits.request_seconds)
-
-    def ask(self, action: str, *arguments):
-        """The answer's result.
-
-        Raises:
-            StudentError: the student's code raised.
-            Gone: the child is dead, late or talks nonsense; every later call raises it too.
-        """
-        if self.gone:
-            raise Gone(self.gone)
-        dropped = self.dropped[:]  # finalizers append to the list at any time
-        del self.dropped[: len(dropped)]
-        try:
-            left = self.until - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            self.channel.settimeout(left)
-            wire.send(self.channel, (action, arguments, dropped))
-            answer = wire.receive(self.channel, self.until)
-        except TimeoutError:
-            self.gone = "time"
-        except (OSError, EOFError):
-            self.gone = "crash"
-        except wire.WireError:
-            self.gone = "nonsense"
-        if self.gone:
-            raise Gone(self.gone)
-        if type(answer) is tuple and len(answer) == 3 and answer[0] == "ok" and type(answer[2]) is str:
-            self._keep(answer[2])
-            return answer[1]
-        if type(answer) is tuple and len(answer) == 4 and all(type(part) is str for part in answer):
-            self._keep(answer[3])
-            raise StudentError(answer[1][:80], answer[2][:600])
-        self.gone = "nonsense"
-        raise Gone(self.gone)
-
-    def _keep(self, printed: str) -> None:
-        """As much of it as the limits allow; the child may have forgotten them."""
-        left = self.limits.output + 20 - sum(map(len, self.printed))
-        if printed and left > 0:
-            self.printed.append(printed[:left])
-
-    def take_printed(self) -> str:
-        text, self.printed = "".join(self.printed), []
-        return text
+@contextlib.contextmanager
+def early(kind: str, count: int) -> Iterator[tuple[Sandbox, ...]]:
+    """So many sandboxes, which start while the caller imports what it needs, and end with this; fewer where
+    there can be none: whoever comes to need one is told why."""
+    with contextlib.ExitStack() as sandboxes:
+        started = []
+        with contextlib.suppress(SandboxError):
+            for _ in range(count):
+                started.append(sandboxes.enter_context(Sandbox(kind)))
+        yield tuple(started)

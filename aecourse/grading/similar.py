@@ -45,18 +45,18 @@ def pairs(
     written = {student: tasks for student, tasks in sources.items() if any(tasks.values())}
     if len(written) < SMALLEST:
         return []
-    found: dict[tuple[str, str], dict[str, tuple[float, float]]] = defaultdict(dict)
+    alike: dict[tuple[str, str], dict[str, tuple[float, float]]] = defaultdict(dict)
     for task in sorted({task for tasks in written.values() for task in tasks}):
         given = _fragments(stubs.get(task, ""))
         holders = {s: _fragments(tasks.get(task, "")) - given for s, tasks in written.items()}
         for pair, shared, smaller in _shared(holders, max(FEW, RARE * len(written))):
             if shared >= threshold * smaller:
-                found[pair][task] = shared, smaller
+                alike[pair][task] = shared, smaller
     result = []
-    for (one, other), tasks in found.items():
+    for pair, tasks in alike.items():
         shared, smaller = (sum(column) for column in zip(*tasks.values()))
         if shared >= EVIDENCE:
-            result.append((shared / smaller, one, other, list(tasks)))
+            result.append((shared / smaller, *pair, list(tasks)))
     return sorted(result, key=lambda pair: (-pair[0], pair[1:]))
 
 
@@ -94,11 +94,11 @@ def _fragments(code: str) -> set[tuple[str | int, ...]]:
     """All runs of `K` tokens. Own names are numbered in the order in which they appear in the run, so that a
     line more or less elsewhere changes nothing here."""
     tokens = TOKEN.findall(_normal(code[:LONGEST]))
-    found = set()
+    runs = set()
     for start in range(len(tokens) - K + 1):
         run, numbers = tokens[start : start + K], {}
-        found.add(tuple([numbers.setdefault(t, len(numbers)) if t[0] == MARK else t for t in run]))
-    return found
+        runs.add(tuple([numbers.setdefault(t, len(numbers)) if t[0] == MARK else t for t in run]))
+    return runs
 
 
 def _normal(code: str) -> str:

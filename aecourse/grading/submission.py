@@ -50,9 +50,9 @@ class Submission:
 
 
 def grade_id(cell: NotebookNode) -> str | None:
-    found = cell.metadata.get("nbgrader")
-    found = found.get("grade_id") if isinstance(found, dict) else None
-    return found if isinstance(found, str) else None
+    flags = cell.metadata.get("nbgrader")
+    name = flags.get("grade_id") if isinstance(flags, dict) else None
+    return name if isinstance(name, str) else None
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,21 @@ class Assignment:
 
     @functools.cached_property
     def tests(self) -> dict[str, NotebookNode]:
-        found = self.cells(grade=True, solution=False)
-        return {name: cell for name, cell in found.items() if cell.cell_type == "code"}
+        cells = self.cells(grade=True, solution=False)
+        return {name: cell for name, cell in cells.items() if cell.cell_type == "code"}
 
     @functools.cached_property
     def tasks(self) -> dict[str, NotebookNode]:
         """The cells in which the student writes code."""
-        found = self.cells(solution=True)
-        return {name: cell for name, cell in found.items() if cell.cell_type == "code"}
+        cells = self.cells(solution=True)
+        return {name: cell for name, cell in cells.items() if cell.cell_type == "code"}
 
     @functools.cached_property
     def written(self) -> dict[str, NotebookNode]:
         """Questions that a person marks."""
-        found = self.cells(task=True)
-        found |= {n: c for n, c in self.cells(solution=True, grade=True).items() if c.cell_type == "markdown"}
-        return found
+        cells = self.cells(task=True)
+        cells |= {n: c for n, c in self.cells(solution=True, grade=True).items() if c.cell_type == "markdown"}
+        return cells
 
     @functools.cached_property
     def known(self) -> dict[str, NotebookNode]:
@@ -101,11 +101,11 @@ class Assignment:
     @functools.cached_property
     def imports(self) -> tuple[str, ...]:
         """The modules that the instructor's notebook needs, this package's aside."""
-        found = imported(self.notebook)
+        modules = imported(self.notebook)
         attributes = {node.attr for node in nodes(*self.notebook.cells) if isinstance(node, ast.Attribute)}
         if attributes & {"optim", "func", "compile"}:
-            found.add("torch._dynamo")  # torch imports it when it first needs it, and that takes seconds
-        return tuple(sorted(name for name in found if name.partition(".")[0] != "aecourse"))
+            modules.add("torch._dynamo")  # torch imports it when it first needs it, and that takes seconds
+        return tuple(sorted(name for name in modules if name.partition(".")[0] != "aecourse"))
 
     def points(self) -> dict[str, float]:
         return {
@@ -132,11 +132,11 @@ def find(folder: Path, name: str) -> tuple[Path | None, list[str]]:
         raise ValueError(f"The folder cannot be read ({error.strerror}).") from None
     if f"{name}.ipynb" in names:
         return folder / f"{name}.ipynb", []
-    others = [found for found in names if found.endswith(".ipynb") and not found.startswith(".")]
+    others = [name for name in names if name.endswith(".ipynb") and not name.startswith(".")]
     if not others:
         raise ValueError(f"There is no notebook: {name}.ipynb is missing.")
     if len(others) > 1:
-        listed = ", ".join(_text(found[:60]) for found in others[:5])
+        listed = ", ".join(_text(other[:60]) for other in others[:5])
         raise ValueError(f"There is no {name}.ipynb, and which of {listed} is meant cannot be told.")
     called = f"The notebook is called {_text(others[0][:80])} and not {name}.ipynb."
     return folder / others[0], [f"{called} It was graded all the same."]
@@ -230,10 +230,10 @@ def _cell(raw) -> NotebookNode:
     if not isinstance(source, str):
         source = ""
     metadata = raw.get("metadata")
-    found = metadata.get("nbgrader") if isinstance(metadata, dict) else None
+    flags = metadata.get("nbgrader") if isinstance(metadata, dict) else None
     kept = {}
-    if isinstance(found, dict) and isinstance(found.get("grade_id"), str):
-        kept = {"nbgrader": {"grade_id": found["grade_id"]}}
+    if isinstance(flags, dict) and isinstance(flags.get("grade_id"), str):
+        kept = {"nbgrader": {"grade_id": flags["grade_id"]}}
     name = raw["id"] if isinstance(raw.get("id"), str) else ""
     return new_cell(raw["cell_type"], _text(source[:LONGEST]), kept, name)
 
@@ -283,14 +283,14 @@ def repaired(notebook: NotebookNode, assignment: Assignment) -> tuple[dict[int, 
         for i, cell in enumerate(notebook.cells)
         if grade_id(cell) in known and not (grade_id(cell) in assignment.tests and _tasks(cell, assignment))
     }
-    found, mended = set(places.values()), []
+    taken, mended = set(places.values()), []
     for i, cell in enumerate(notebook.cells):
         if i not in places:
-            candidates = (name for name in _candidates(cell, assignment) if name not in found)
+            candidates = (name for name in _candidates(cell, assignment) if name not in taken)
             name = next(candidates, None)
             if name is not None and known[name].cell_type == cell.cell_type:
                 places[i] = name
-                found.add(name)
+                taken.add(name)
                 mended.append(name)
     remarks = []
     if mended:
@@ -316,19 +316,19 @@ def mended(raw: dict, places: dict[int, str], release: Assignment) -> dict:
 
     Args:
         raw: what `opened` gave.
-        places: what `repaired` found.
+        places: as `repaired` gives them.
         release: the notebook that students get.
 
     Of several cells with one grade id the last keeps it. Cells of solutions that are missing stay so: what
     the release has in their place would undo a function that was defined elsewhere. Outputs are kept unless
     something in the notebook is not as the format wants it.
     """
-    found = _mended(raw["cells"], places, release)
+    notebook = _mended(raw["cells"], places, release)
     try:
-        nbformat.validate(nbformat.from_dict(found))
+        nbformat.validate(nbformat.from_dict(notebook))
     except nbformat.ValidationError:
-        found = _mended(parsed(raw).cells, places, release)
-    return found
+        notebook = _mended(parsed(raw).cells, places, release)
+    return notebook
 
 
 def _mended(given: list, places: dict[int, str], release: Assignment) -> dict:
@@ -366,17 +366,17 @@ def _mended(given: list, places: dict[int, str], release: Assignment) -> dict:
 
 def _candidates(cell: NotebookNode, assignment: Assignment) -> Iterator[str]:
     """The grade ids that a cell without one may have had, the surest first."""
-    yield from (name for name, other in assignment.known.items() if cell.id and cell.id == other.get("id"))
+    yield from (name for name, known in assignment.known.items() if cell.id and cell.id == known.get("id"))
     yield from _tasks(cell, assignment)
     if text := cell.source.strip():  # a release has what is above the hidden part
         given = assignment.tests | assignment.written
-        yield from (name for name, other in given.items() if other.source.startswith(text))
+        yield from (name for name, cell in given.items() if cell.source.startswith(text))
 
 
 def _tasks(cell: NotebookNode, assignment: Assignment) -> list[str]:
     """The tasks whose functions or classes a cell defines."""
-    if cell.cell_type != "code":
-        return []
+    if cell.cell_type != "code" or not ("def" in cell.source or "class" in cell.source):
+        return []  # to parse every test of every student would take as long as some of the tests
     try:
         body = ast.parse(cell.source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -395,13 +395,13 @@ def nodes(*cells: NotebookNode) -> Iterator[ast.AST]:
 
 def imported(notebook: NotebookNode) -> set[str]:
     """The modules that a notebook's code imports."""
-    found = set()
+    modules = set()
     for node in nodes(*notebook.cells):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(node.module)
+            modules.add(node.module)
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
+            modules |= {alias.name for alias in node.names}
+    return modules
 
 
 def _listed(names: list[str]) -> str:

@@ -1,7 +1,7 @@
 """What crosses between the trusted process and a student's: numbers, strings, tensors, and trees of these.
 
-A message is a JSON header and the raw bytes of its tensors; nothing is ever unpickled or evaluated, and a
-reader takes no size on trust.
+A message is two lengths, a JSON header and the raw bytes of its tensors; nothing is ever unpickled or
+evaluated, and a reader takes no size on trust.
 """
 
 import json
@@ -18,6 +18,8 @@ from aecourse.checks import parts
 LARGEST = 256 * 2**20  # bytes of the tensors of one message
 LONGEST = 16 * 2**20  # bytes of its header, which takes twenty times as much when it is read
 MOST = 100_000  # tensors, or items of a list
+LENGTHS = struct.Struct("<II")  # of the header and of the bytes after it
+ALIGNED = 8  # every tensor begins at a multiple of this, from the header's first byte
 NONE = "a message that is none"
 BROKEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
 DTYPES = {
@@ -29,6 +31,8 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 KNOWN = (torch.Tensor, torch.Generator, tuple, list, dict, str, bool, int, float, type(None))
 PARTS = {name: part for name, part in vars(parts).items() if isinstance(part, type)}
+TENSOR = {"tensor": None}
+encode = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":")).encode
 
 
 class WireError(ValueError):
@@ -43,19 +47,23 @@ def describe(value, tensors: list):
         RecursionError: it is nested too deeply.
     """
     kind = type(value)
-    if (kind is str and len(value) > LONGEST) or (kind in (tuple, list, dict) and len(value) > MOST):
-        raise WireError("too much data")
-    if value is None or kind in (bool, int, str):
-        if kind is int and abs(value) > 2**62:
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        if value.layout is not torch.strided or value.device.type != "cpu" or value.dtype not in NAMES:
+            raise WireError(f"a tensor of type {value.dtype} on {value.device} ({value.layout})")
+        tensors.append(value)
+        return TENSOR
+    if value is None or kind is bool:
+        return value
+    if kind is int:
+        if abs(value) > 2**62:
             raise WireError("an integer is too large")
         return value
     if kind is float:  # JSON has no infinities
         return {"float": value.hex() if math.isfinite(value) else str(value)}
-    if kind in (torch.Tensor, torch.nn.Parameter):
-        if value.layout is not torch.strided or value.device.type != "cpu" or value.dtype not in NAMES:
-            raise WireError(f"a tensor of type {value.dtype} on {value.device} ({value.layout})")
-        tensors.append(value)
-        return {"tensor": None}
+    if (kind is str and len(value) > LONGEST) or (kind in (tuple, list, dict) and len(value) > MOST):
+        raise WireError("too much data")
+    if kind is str:
+        return value
     if kind is torch.Generator:
         tensors.append(value.get_state())
         return {"generator": None}
@@ -83,10 +91,10 @@ def restore(description, tensors: Iterator[torch.Tensor]):
     if type(description) is str:
         return _text(description)
     kind, content = next(iter(description.items()))
-    if kind == "float":
-        return float.fromhex(content)
     if kind == "tensor":
         return next(tensors)
+    if kind == "float":
+        return float.fromhex(content)
     if kind == "generator":
         return torch.Generator().set_state(plausible(next(tensors)))
     if kind in ("tuple", "list") and len(content) <= MOST:
@@ -140,12 +148,12 @@ def send(channel: socket.socket, value) -> None:
     tensors: list[torch.Tensor] = []
     description = describe(value, tensors)
     kinds = [[NAMES[t.dtype], list(t.shape), t.requires_grad, t.is_leaf] for t in tensors]
-    header = json.dumps({"value": description, "tensors": kinds}, allow_nan=False).encode()
-    size = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+    header = encode({"value": description, "tensors": kinds}).encode()
+    header += b" " * (-len(header) % ALIGNED)
+    size = sum(_padded(tensor.numel() * tensor.itemsize) for tensor in tensors)
     if len(header) > LONGEST or len(tensors) > MOST or size > LARGEST:
         raise WireError("too much data")
-    bodies = [_bytes(tensor) for tensor in tensors]
-    channel.sendall(struct.pack("<I", len(header)) + header + b"".join(bodies))
+    channel.sendall(b"".join([LENGTHS.pack(len(header), size), header, *map(_bytes, tensors)]))
 
 
 def receive(channel: socket.socket, until: float | None = None, graphs: bool = False):
@@ -159,19 +167,20 @@ def receive(channel: socket.socket, until: float | None = None, graphs: bool = F
         EOFError: the other side is gone.
         TimeoutError: nothing arrived within the channel's time limit.
     """
-    (length,) = struct.unpack("<I", _exactly(channel, 4, until))
-    if length > LONGEST:
-        raise WireError("a message that is none (its header is too long)")
-    header = _exactly(channel, length, until)
+    length, size = LENGTHS.unpack(_exactly(channel, LENGTHS.size, until))
+    if length > LONGEST or size > LARGEST or length % ALIGNED:
+        raise WireError("too much data")
+    content = _exactly(channel, length + size, until)
     try:
-        header = json.loads(header)
+        header = json.loads(content[:length])
         kinds = [(DTYPES[name], _shape(shape), *marks) for name, shape, *marks in header["tensors"]]
-        sizes = [math.prod(shape) * dtype.itemsize for dtype, shape, *_ in kinds]
-        if sum(sizes) > LARGEST or len(sizes) > MOST:
+        if len(kinds) > MOST:
             raise WireError("too much data")
-        tensors = []
-        for (dtype, shape, required, leaf), size in zip(kinds, sizes):
-            tensor = _tensor(_exactly(channel, size, until), dtype, shape)
+        tensors, place = [], length
+        for dtype, shape, required, leaf in kinds:
+            count = math.prod(shape)
+            tensor = _tensor(content, place, count, dtype, shape)
+            place += _padded(count * dtype.itemsize)
             if required is True and (tensor.is_floating_point() or tensor.is_complex()):
                 tensor.requires_grad_()
                 tensor = tensor.clone() if graphs and not leaf else tensor
@@ -187,32 +196,38 @@ def _shape(shape) -> list[int]:
     return shape
 
 
+def _padded(size: int) -> int:
+    return size + -size % ALIGNED
+
+
 def _bytes(tensor: torch.Tensor) -> bytes:
     plain = tensor.detach().resolve_conj().resolve_neg()
     if plain.dtype == torch.bfloat16:  # which NumPy does not know
         plain = plain.view(torch.int16)
-    return plain.numpy().tobytes()
+    content = plain.numpy().tobytes()
+    return content + bytes(-len(content) % ALIGNED)
 
 
-def _tensor(content: bytes, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
-    if not content:
+def _tensor(content: bytearray, place: int, count: int, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
+    """The tensor whose bytes begin at a place. It is a view of them: no two have any in common."""
+    if not count:
         return torch.empty(shape, dtype=dtype)
-    raw = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    flat = raw != 0 if dtype == torch.bool else raw.view(dtype)  # any other byte would be no bool
-    return flat.reshape(shape)
+    if dtype == torch.bool:  # any byte but 0 and 1 would be no bool
+        return (torch.frombuffer(content, dtype=torch.uint8, count=count, offset=place) != 0).reshape(shape)
+    return torch.frombuffer(content, dtype=dtype, count=count, offset=place).reshape(shape)
 
 
-def _exactly(channel: socket.socket, count: int, until: float | None) -> bytes:
-    chunks = []
-    while count:
+def _exactly(channel: socket.socket, count: int, until: float | None) -> bytearray:
+    content = bytearray(count)
+    left = memoryview(content)
+    while left:
         if until is not None:
-            left = until - time.monotonic()
-            if left <= 0:  # however steadily the bytes come
+            seconds = until - time.monotonic()
+            if seconds <= 0:  # however steadily the bytes come
                 raise TimeoutError
-            channel.settimeout(left)
-        chunk = channel.recv(min(count, 2**20))
-        if not chunk:
+            channel.settimeout(seconds)
+        got = channel.recv_into(left)
+        if not got:
             raise EOFError("the other side is gone")
-        chunks.append(chunk)
-        count -= len(chunk)
-    return b"".join(chunks)
+        left = left[got:]
+    return content

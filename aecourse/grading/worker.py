@@ -7,7 +7,6 @@ gives them, with a stand-in for each name that the student has defined. What com
 import ast
 import builtins
 import contextlib
-import copy
 import functools
 import gc
 import hashlib
@@ -18,7 +17,7 @@ import os
 import threading
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import nbformat
 import torch
@@ -26,7 +25,8 @@ import torch
 from aecourse.checks import core
 from aecourse.grading import submission
 from aecourse.grading.remote import RemoteFunction
-from aecourse.grading.sandbox import Gone, Limits, Sandbox, SandboxError, Session, StudentError
+from aecourse.grading.sandbox import Limits, Sandbox, SandboxError
+from aecourse.grading.session import Gone, Session, StudentError
 from aecourse.grading.submission import Assignment, Submission
 
 VERSION = 2  # of the verdicts: a change of how they come about grades everything anew
@@ -56,11 +56,11 @@ class Bundle:
 
     def key(self) -> str:
         """What the verdict depends on, in 32 hexadecimal digits."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for part in (self.source, self.problem, *self.remarks, str(asdict(self.limits)), str(VERSION)):
-            found.update(hashlib.sha256(part.encode(errors="replace")).digest())
-        found.update(self.data or b"")
-        return found.hexdigest()[:32]
+            digest.update(hashlib.sha256(part.encode(errors="replace")).digest())
+        digest.update(self.data or b"")
+        return digest.hexdigest()[:32]
 
 
 @dataclass
@@ -115,8 +115,9 @@ class Verdict:
         return asdict(self)
 
     @classmethod
-    def of(cls, found: dict) -> "Verdict":
-        return cls(**found | {"tests": [Test(**test) for test in found["tests"]]})
+    def of(cls, plain: dict) -> "Verdict":
+        """The verdict of what `as_dict` gave."""
+        return cls(**plain | {"tests": [Test(**test) for test in plain["tests"]]})
 
     @property
     def points(self) -> float:
@@ -146,8 +147,7 @@ def grade(bundle: Bundle) -> dict:
         verdict.tests = [Test(name, 0.0, points[name], handed_in.unreadable) for name in assignment.tests]
     else:
         with _alone, _own_state():
-            run = _Run(bundle, assignment, handed_in)
-            run.all()
+            run = _finished(_Run(bundle, assignment, handed_in, _imports(bundle.assignment, bundle.source)))
         order = list(assignment.tests)
         verdict.tests = sorted(run.tests, key=lambda test: order.index(test.name))
         verdict.remarks += run.remarks
@@ -164,6 +164,7 @@ def _assignment(name: str, source: str) -> Assignment:
 
 
 _sandboxes: dict[tuple, Sandbox] = {}
+_adopted: dict[tuple[int, str], Sandbox] = {}
 _alone = threading.Lock()  # one submission at a time in a process, whatever a cluster's worker makes of it
 
 
@@ -172,8 +173,14 @@ def _sandbox(kind: str, imports: tuple[str, ...]) -> Sandbox:
     key = os.getpid(), kind, imports
     if key not in _sandboxes:
         close()  # that of another assignment
-        _sandboxes[key] = Sandbox(kind, imports)
+        sandbox = _adopted.pop((os.getpid(), kind), None) or Sandbox(kind)
+        _sandboxes[key] = sandbox.ready(imports)
     return _sandboxes[key]
+
+
+def adopt(sandbox: Sandbox) -> None:
+    """Take over a sandbox that the process has started from which this one was forked."""
+    _adopted[os.getpid(), sandbox.kind] = sandbox
 
 
 def close() -> None:
@@ -195,8 +202,10 @@ def _own_state():
         torch.set_num_threads(threads)
 
 
-def _imports(assignment: Assignment) -> dict:
+@functools.lru_cache(maxsize=8)
+def _imports(name: str, source: str) -> dict:
     """What the instructor's own cells import, for test cells that use it; `check` is the outer one."""
+    assignment = _assignment(name, source)
     namespace = {"__name__": "__main__", "__builtins__": builtins, "torch": torch}
     for cell in assignment.notebook.cells:
         if cell.cell_type != "code" or cell in assignment.tests.values():
@@ -209,71 +218,81 @@ def _imports(assignment: Assignment) -> dict:
     return namespace
 
 
+@dataclass
 class _Run:
-    """The steps of one submission, over as many children as it takes.
+    """How far the steps of one submission have come, over as many children as it takes.
 
     The last test is the last step: no point depends on what comes after it.
 
     A cell or a test that ends the child, or its time, costs itself; the rest goes on in a new child, in which
     the cells before it have been run again. A function whose tests ran out of time once, or ended the child
     twice, is not tried again.
+
+    Attributes:
+        base: what the instructor's cells import.
+        position: the step at which to go on.
+        outputs: what the cell at a step printed.
+        failed: the error of a step's cell, by its source.
+        skipped: cells that end the child.
+        ends: how often a function ended the child.
+        lost: functions that are not tried again, and why.
+        names: what the cells so far have defined in the present child.
     """
 
-    def __init__(self, bundle: Bundle, assignment: Assignment, handed_in: Submission):
-        self.bundle, self.assignment, self.handed_in = bundle, assignment, handed_in
-        self.limits = bundle.limits
-        self.deadline = time.monotonic() + self.limits.seconds
-        self.tests: list[Test] = []
-        self.remarks: list[str] = []
-        self.outputs: dict[int, str] = {}  # what the cell at a step printed
-        self.failed: dict[str, str] = {}  # the error of a step's cell, by its source
-        self.skipped: set[int] = set()  # cells that end the child
-        self.ends: Counter[str] = Counter()  # how often a function ended the child
-        self.lost: dict[str, str] = {}  # functions that are not tried again, and why
-        self.human, self.status = False, ""
-        self.base = _imports(assignment)
-        self.names: dict[str, str] = {}  # what the cells so far have defined
+    bundle: Bundle
+    assignment: Assignment
+    handed_in: Submission
+    base: dict
+    position: int = 0
+    tests: list[Test] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    outputs: dict[int, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: set[int] = field(default_factory=set)
+    ends: Counter[str] = field(default_factory=Counter)
+    lost: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    human: bool = False
+    status: str = ""
 
-    def all(self) -> None:
-        position, children, broken = 0, 0, 0
-        tests = [i for i, (kind, _) in enumerate(self.handed_in.steps) if kind == "test"]
-        self.end = max(tests, default=-1) + 1
-        while position < self.end:
-            left = self.deadline - time.monotonic()
-            if left <= 0.05:
-                used = f"Your notebook has used up its {self.limits.seconds:.0f} seconds before this test."
-                return self._give_up(position, "time", used)
-            if children > MOST_CHILDREN or broken > 2:
-                ended = "Your notebook has ended its process too often to go on to this test."
-                return self._give_up(position, "crash", ended)
-            sandbox = _sandbox(self.bundle.sandbox, self.assignment.imports)
-            before = {name: copy.copy(value) for name, value in vars(self).items()}
-            try:
-                with sandbox.open(self.limits, left) as session:
-                    reached = self._from(session, position)
-                position = reached
-            except SandboxError:  # it was there, and is gone: nothing that came of it counts
-                close()
-                vars(self).update(before)
-                broken += 1
-            children += 1
+    def __post_init__(self):
+        self.limits, self.points = self.bundle.limits, self.assignment.points()
+        self.end = 1 + max(
+            (i for i, (kind, _) in enumerate(self.handed_in.steps) if kind == "test"), default=-1
+        )
 
-    def _give_up(self, position: int, status: str, words: str) -> None:
+    def copy(self) -> "_Run":
+        """Another record of the same progress, which can go on without changing this one."""
+        return replace(
+            self,
+            tests=self.tests.copy(),
+            remarks=self.remarks.copy(),
+            outputs=self.outputs.copy(),
+            failed=self.failed.copy(),
+            skipped=self.skipped.copy(),
+            ends=self.ends.copy(),
+            lost=self.lost.copy(),
+        )
+
+    def give_up(self, status: str, words: str) -> None:
+        """No points for the tests that are left."""
         self.status, self.human = status, True
-        for kind, name in self.handed_in.steps[position:]:
+        for kind, name in self.handed_in.steps[self.position :]:
             if kind == "test":
                 self._record(name, 0.0, words)
+        self.position = self.end
 
-    def _from(self, session: Session, position: int) -> int:
-        """Go on at a step, in a new child; the step at which to go on in the next."""
+    def go_on(self, session: Session) -> None:
+        """Go on in a new child, to the end or to the end of the child."""
         self.names = {}
         for i, (kind, what) in enumerate(self.handed_in.steps[: self.end]):
-            if i >= position and kind == "test":
-                if not self._test(session, what):
-                    return i + 1
-            elif kind == "cell" and i not in self.skipped and not self._cell(session, i, what):
-                return i + 1 if i >= position else position
-        return self.end
+            if i >= self.position and kind == "test":
+                there = self._test(session, what)
+            else:
+                there = kind == "test" or i in self.skipped or self._cell(session, i, what)
+            self.position = max(self.position, i + 1)
+            if not there:
+                return
 
     def _cell(self, session: Session, i: int, source: str) -> bool:
         """Run a cell; whether the child is still there."""
@@ -370,7 +389,7 @@ class _Run:
         self, name: str, points: float | None, message: str, shown: str = "", seconds: float = 0.0, **about
     ) -> None:
         """``about``: more attributes of the `Test`."""
-        out_of = self.assignment.points()[name]
+        out_of = self.points[name]
         got = out_of if points is None else points
         message = _clean(message[:2000])
         self.tests.append(Test(name, got, out_of, message, shown[:5000], round(seconds, 3), **about))
@@ -380,20 +399,20 @@ class _Run:
         results = {test.name: test for test in self.tests}
         originals = {submission.grade_id(cell): cell for cell in self.assignment.notebook.cells}
         names = {source: name for name, source in self.handed_in.sources.items()}
-        found = []  # (kind, source, metadata, printed, error)
+        contents = []  # (kind, source, metadata, printed, error)
         for i, (kind, what) in enumerate(self.handed_in.steps):
             if kind == "test":
                 test, cell = results[what], originals[what]
                 message = core.with_link(test.message, test.read)
-                found.append(("code", cell.source, cell.metadata, test.shown, message))
+                contents.append(("code", cell.source, cell.metadata, test.shown, message))
             else:
                 metadata = originals[names[what]].metadata if what in names else {}
-                found.append(("code", what, metadata, self.outputs.get(i, ""), self.failed.get(what, "")))
+                contents.append(("code", what, metadata, self.outputs.get(i, ""), self.failed.get(what, "")))
         for name, answer in self.handed_in.answers.items():
             cell = originals[name]
-            found += [("markdown", cell.source, cell.metadata, "", ""), ("markdown", answer, {}, "", "")]
+            contents += [("markdown", cell.source, cell.metadata, "", ""), ("markdown", answer, {}, "", "")]
         cells = []
-        for i, (kind, source, metadata, printed, error) in enumerate(found):
+        for i, (kind, source, metadata, printed, error) in enumerate(contents):
             cells.append(submission.new_cell(kind, source, metadata, f"cell-{i}"))
             if printed:
                 cells[-1].outputs.append({"output_type": "stream", "name": "stdout", "text": printed})
@@ -415,6 +434,33 @@ def parts_of(wrong: core.Wrong) -> dict:
     }
 
 
+def _finished(run: _Run) -> _Run:
+    """The run at its end. What a child did counts only when its session has ended well: if the sandbox itself
+    is lost on the way, the run goes on from where it was before."""
+    deadline = time.monotonic() + run.limits.seconds
+    children, broken = 0, 0
+    while run.position < run.end:
+        left = deadline - time.monotonic()
+        if left <= 0.05:
+            run.give_up(
+                "time", f"Your notebook has used up its {run.limits.seconds:.0f} seconds before this test."
+            )
+        elif children > MOST_CHILDREN or broken > 2:
+            run.give_up("crash", "Your notebook has ended its process too often to go on to this test.")
+        else:
+            sandbox = _sandbox(run.bundle.sandbox, run.assignment.imports)
+            further = run.copy()
+            try:
+                with sandbox.open(run.limits, left) as session:
+                    further.go_on(session)
+                run = further
+            except SandboxError:  # it was there, and is gone
+                close()
+                broken += 1
+            children += 1
+    return run
+
+
 def _line(text: str, number: int) -> str:
     return (text.strip().splitlines() or [""])[number]
 
@@ -428,6 +474,7 @@ def _status(reason: str) -> str:
     return {"time": "time"}.get(reason, "crash")
 
 
+@functools.lru_cache(maxsize=1000)  # the names are the student's
 def _forbidden(name: str) -> tuple[str, ...]:
     """The ready-made answers of a task, which refuse in the sandbox too."""
     try:

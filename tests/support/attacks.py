@@ -585,10 +585,10 @@ cell(
     "lies-about-its-names",
     """
 import builtins
-from aecourse.grading import inside
+from aecourse.grading import calls
 names = [*dir(builtins), "torch", "check", "grade", "math", "sys", "__builtins__", "__name__", ""]
-mine = inside.Child.names
-inside.Child.names = lambda self: mine(self) | dict.fromkeys(names, "callable")
+mine = calls.Child.names
+calls.Child.names = lambda self: mine(self) | dict.fromkeys(names, "callable")
 """,
     BAD,
     lost=(TARGET,),
@@ -596,8 +596,8 @@ inside.Child.names = lambda self: mine(self) | dict.fromkeys(names, "callable")
 cell(
     "replaces-its-own-side",
     """
-from aecourse.grading import inside, wire
-inside.Child.call = inside.Child.pull = lambda *arguments: (["right"], None)
+from aecourse.grading import calls, wire
+calls.Child.call = calls.Child.pull = lambda *arguments: (["right"], None)
 """,
     "gave an answer that is none|raised",
     lost=tuple(EVERYTHING),
@@ -1018,11 +1018,12 @@ def channel():
             pass
 def say(value, tensors=(), body=b""):
     content = json.dumps({"value": value, "tensors": list(tensors)}).encode()
-    channel().sendall(struct.pack("<I", len(content)) + content + body)
+    content += b" " * (-len(content) % 8)
+    channel().sendall(struct.pack("<II", len(content), len(body)) + content + body)
     os._exit(0)
 def answer(result, changed={}, graph=0, generators=(), random=None, **keywords):
-    one = {"tuple": [result, graph, {"dict": changed}, {"list": list(generators)}]}
-    say({"tuple": ["ok", {"tuple": [{"list": [one]}, random]}, ""]}, **keywords)
+    first = {"tuple": [result, {"dict": changed}, {"list": list(generators)}]}
+    say({"tuple": ["ok", {"tuple": [{"list": [first]}, graph, random, None]}, ""]}, **keywords)
 """
 NONSENSE = "gave an answer that is none"
 
@@ -1045,15 +1046,23 @@ return right(mean, cov)
     NONSENSE,
 )
 speaks("nothing-any-more", "os.closerange(0, 64)\nreturn right(mean, cov)", ENDS)
-speaks("of-a-long-header", "channel().sendall(struct.pack('<I', 2**32 - 1))\ntime.sleep(100)", NONSENSE)
+speaks("of-a-long-header", "channel().sendall(struct.pack('<II', 2**32 - 8, 0))\ntime.sleep(100)", NONSENSE)
+speaks("of-large-tensors", "channel().sendall(struct.pack('<II', 8, 2**32 - 8))\ntime.sleep(100)", NONSENSE)
+speaks("of-an-odd-header", "channel().sendall(struct.pack('<II', 3, 0) + b'[] ')\ntime.sleep(100)", NONSENSE)
 speaks(
     "of-a-header-as-long-as-may-be",
-    "channel().sendall(struct.pack('<I', 2**24) + b'[' * 2**24)\ntime.sleep(100)",
+    "channel().sendall(struct.pack('<II', 2**24, 0) + b'[' * 2**24)\ntime.sleep(100)",
     NONSENSE,
 )
 speaks(
     "slowly",
-    "c = channel()\nc.sendall(struct.pack('<I', 10**6))\nwhile True:\n    c.send(b' ')\n    time.sleep(0.01)",
+    """
+c = channel()
+c.sendall(struct.pack("<II", 10**6, 0))
+while True:
+    c.send(b" ")
+    time.sleep(0.01)
+""",
     LOOPS,
     **TIME,
 )
@@ -1061,7 +1070,7 @@ speaks(
     "steadily",
     """
 c = channel()
-c.sendall(struct.pack("<I", 2**24))
+c.sendall(struct.pack("<II", 2**24, 0))
 while True:
     c.send(b" ")
     time.sleep(0.0003)
@@ -1070,9 +1079,12 @@ while True:
     **TIME,
 )
 speaks("json-that-is-no-message", "say(None)")
-speaks("a-header-that-is-a-list", "c = b'[]'\nchannel().sendall(struct.pack('<I', 2) + c)\nos._exit(0)")
 speaks(
-    "in-another-encoding", "c = b'\\xff\\xfe\\x00'\nchannel().sendall(struct.pack('<I', 3) + c)\nos._exit(0)"
+    "a-header-that-is-a-list", "c = b'[]      '\nchannel().sendall(struct.pack('<II', 8, 0) + c)\nos._exit(0)"
+)
+speaks(
+    "in-another-encoding",
+    "c = b'\\xff\\xfe\\x00     '\nchannel().sendall(struct.pack('<II', 8, 0) + c)\nos._exit(0)",
 )
 for name, shape in {
     "negative": "[-1]",
@@ -1087,12 +1099,13 @@ for name, shape in {
 }.items():
     speaks(
         f"of-a-shape-{name}",
-        f"answer({{'tensor': 0}}, tensors=[['float32', {shape}, False]], body=bytes(64))",
+        f"answer({{'tensor': 0}}, tensors=[['float32', {shape}, False, True]], body=bytes(64))",
     )
-speaks("of-an-unknown-type", "answer({'tensor': 0}, tensors=[['object', [1], False]], body=bytes(64))")
-speaks("of-a-type-that-is-none", "answer({'tensor': 0}, tensors=[[[], [1], False]], body=bytes(64))")
+speaks("of-an-unknown-type", "answer({'tensor': 0}, tensors=[['object', [1], False, True]], body=bytes(64))")
+speaks("of-a-type-that-is-none", "answer({'tensor': 0}, tensors=[[[], [1], False, True]], body=bytes(64))")
 speaks(
-    "of-many-tensors", "answer({'list': [{'tensor': 0}] * 120000}, tensors=[['int8', [0], False]] * 120000)"
+    "of-many-tensors",
+    "answer({'list': [{'tensor': 0}] * 120000}, tensors=[['int8', [0], False, True]] * 120000)",
 )
 speaks("of-tensors-that-are-not-there", "answer({'list': [{'tensor': 0}] * 3})")
 speaks("of-a-large-float", "answer({'float': '0x1p999999'})")
@@ -1104,13 +1117,13 @@ speaks("of-unknown-parts", "answer({'part': 'os.system', 'of': ['ls']})")
 speaks("of-parts", "answer({'part': 'Affine', 'of': [1, 2]})")
 speaks(
     "of-a-broken-generator",
-    "answer({'generator': 0}, tensors=[['uint8', [5056], False]], body=b'\\1' * 5056)",
+    "answer({'generator': 0}, tensors=[['uint8', [5056], False, True]], body=b'\\1' * 5056)",
 )
 speaks(
     "of-random-numbers-beyond-the-end",
     "state = bytearray(torch.get_rng_state().numpy().tobytes())\n"
     "struct.pack_into('<i', state, 8, 600)\nstruct.pack_into('<Q', state, 16, 600)\n"
-    "answer(None, random={'tensor': 0}, tensors=[['uint8', [5056], False]], body=bytes(state))",
+    "answer(None, random={'tensor': 0}, tensors=[['uint8', [5056], False, True]], body=bytes(state))",
     NONSENSE,
 )
 speaks("of-random-numbers-that-are-none", "answer(None, random=['x'])")
@@ -1119,8 +1132,8 @@ speaks("of-changes-without-end", "answer(None, changed={'9' * 5000: None})", NON
 speaks("of-graphs-that-are-none", "answer({'float': '0x1p0'}, graph={'list': []})")
 speaks(
     "of-a-graph-that-is-a-tensor",
-    "answer({'tensor': 0}, graph={'tensor': 0}, tensors=[['float64', [5], True], ['float64', [2], False]],"
-    " body=bytes(56))",
+    "kinds = [['float64', [5], True, True], ['float64', [2], False, True]]\n"
+    "answer({'tensor': 0}, graph={'tensor': 0}, tensors=kinds, body=bytes(56))",
 )
 speaks("of-a-module", "answer({'dict': {'module': 7}})")
 speaks("of-too-many-results", "say({'tuple': ['ok', {'tuple': [{'list': [0, 0, 0]}, None]}, '']})", NONSENSE)
@@ -1136,7 +1149,9 @@ def cell_speaks(name: str, line: str, **verdict) -> None:
 
 # Where the answer itself is refused, that cell alone is left out; else its process is gone at the next one.
 cell_speaks("a-large-float", "say({'tuple': ['ok', {'float': '0x1p999999'}, '']})", says=f"A cell {NONSENSE}")
-cell_speaks("a-shape", "say({'tensor': 0}, tensors=[['int8', {}, False]], body=bytes(9))", says=NONSENSE)
+cell_speaks(
+    "a-shape", "say({'tensor': 0}, tensors=[['int8', {}, False, True]], body=bytes(9))", says=NONSENSE
+)
 cell_speaks("a-blank-error", "say({'tuple': ['ok', ' \\n ', '']})", lost=EVERYTHING, says="process")
 
 
@@ -1144,9 +1159,9 @@ cell_speaks("a-blank-error", "say({'tuple': ['ok', ' \\n ', '']})", lost=EVERYTH
 def _(found):
     source = """
 import os
-from aecourse.grading import inside
-mine = inside.Child.cell
-inside.Child.cell = lambda self, source: mine(self, source) if source.strip() else os._exit(0)
+from aecourse.grading import calls
+mine = calls.Child.cell
+calls.Child.cell = lambda self, source: mine(self, source) if source.strip() else os._exit(0)
 """
     found.cells = [*map(nbformat.v4.new_code_cell, (source, "  \n", "")), *found.cells]
 

@@ -1,6 +1,8 @@
 """Solved notebooks, a small class of `elbo`, and the course folder in which one is graded."""
 
+import functools
 import shutil
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -46,10 +48,22 @@ def tampered(notebook):
     return notebook
 
 
+@functools.cache
+def released() -> tempfile.TemporaryDirectory:
+    """A course whose gradebook knows the assignment, without students; nbgrader takes seconds to make it."""
+    from aecourse.grading import course as grading
+
+    folder = tempfile.TemporaryDirectory(prefix="released-")
+    shutil.copy(ROOT / "nbgrader_config.py", folder.name)
+    shutil.copytree(ROOT / "solutions" / "elbo", Path(folder.name) / "solutions" / "elbo")
+    course = grading.Course(folder.name)
+    course.prepare("elbo", course.source("elbo"))
+    return folder
+
+
 def course_with(folder: Path, students: dict) -> Path:
     """A course in which nothing has been graded: {student: notebook, or None for an empty folder}."""
-    shutil.copy(ROOT / "nbgrader_config.py", folder)
-    shutil.copytree(ROOT / "solutions" / "elbo", folder / "solutions" / "elbo")
+    shutil.copytree(released().name, folder, dirs_exist_ok=True)
     for student, notebook in students.items():
         place = folder / "submitted" / student / "elbo"
         place.mkdir(parents=True)
@@ -62,10 +76,10 @@ def scores(course: Path, url: str = "") -> dict:
     """{student: {test: points}} of `elbo` in the gradebook; each submission once."""
     from nbgrader.api import Gradebook
 
-    found = {}
+    points = {}
     with Gradebook(url or f"sqlite:///{course / 'gradebook.db'}") as gradebook:
         for submission in gradebook.assignment_submissions("elbo"):
-            assert submission.student.id not in found
+            assert submission.student.id not in points
             (notebook,) = submission.notebooks
-            found[submission.student.id] = {grade.name: grade.auto_score for grade in notebook.grades}
-    return found
+            points[submission.student.id] = {grade.name: grade.auto_score for grade in notebook.grades}
+    return points

@@ -1,0 +1,88 @@
+"""A conversation with the process of one submission, which may die, be late or talk nonsense."""
+
+import socket
+import time
+
+from aecourse.grading import wire
+from aecourse.grading.sandbox import Limits
+
+
+class Gone(BaseException):
+    """The submission's process is gone or does not answer; ``reason`` is "time", "crash" or "nonsense".
+
+    No subclass of Exception: the tests turn those into sentences about the function, and this ends the test.
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class StudentError(Exception):
+    """An error that the student's code raised: its type's name and its words."""
+
+    def __init__(self, kind: str, words: str):
+        super().__init__(words)
+        self.kind = kind
+
+
+class Session:
+    """A conversation with the child of one submission."""
+
+    def __init__(self, channel: socket.socket, deadline: float, limits: Limits):
+        self.channel, self.deadline, self.limits = channel, deadline, limits
+        self.until = deadline
+        self.gone = ""
+        self.printed: list[str] = []
+        self.dropped: list[int] = []  # graphs and modules that nothing here refers to any more
+        self.random = None  # torch's global random state, as the child knows it
+        self.signal = ""
+
+    def begin(self) -> None:
+        """Start the clock of a cell or a test."""
+        self.until = min(self.deadline, time.monotonic() + self.limits.request_seconds)
+
+    def ask(self, action: str, *arguments):
+        """The answer's result.
+
+        Raises:
+            StudentError: the student's code raised.
+            Gone: the child is dead, late or talks nonsense; every later call raises it too.
+        """
+        if self.gone:
+            raise Gone(self.gone)
+        dropped = self.dropped[:]  # finalizers append to the list at any time
+        del self.dropped[: len(dropped)]
+        try:
+            left = self.until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self.channel.settimeout(left)
+            wire.send(self.channel, (action, arguments, dropped))
+            answer = wire.receive(self.channel, self.until)
+        except TimeoutError:
+            self.gone = "time"
+        except (OSError, EOFError):
+            self.gone = "crash"
+        except wire.WireError:
+            self.gone = "nonsense"
+        if self.gone:
+            raise Gone(self.gone)
+        if type(answer) is tuple and len(answer) == 3 and answer[0] == "ok" and type(answer[2]) is str:
+            self._keep(answer[2])
+            return answer[1]
+        if type(answer) is tuple and len(answer) == 4 and all(type(part) is str for part in answer):
+            self._keep(answer[3])
+            raise StudentError(answer[1][:80], answer[2][:600])
+        self.gone = "nonsense"
+        raise Gone(self.gone)
+
+    def _keep(self, printed: str) -> None:
+        """As much of it as the limits allow; the child may have forgotten them."""
+        left = self.limits.output + 20 - sum(map(len, self.printed))
+        if printed and left > 0:
+            self.printed.append(printed[:left])
+
+    def take_printed(self) -> str:
+        text, self.printed = "".join(self.printed), []
+        return text
