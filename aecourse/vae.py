@@ -191,8 +191,10 @@ class VAE(nn.Module):
         z = reparameterize(mean, logvar, self.samples)
         log_likelihood = self.log_likelihood(x, z).mean()  # over draws and examples
         kl = self.kl_per_dimension(mean, logvar)
-        bound = log_likelihood - beta * free_bits(kl, self.free_bits)  # of 0 nats: the mean of the KL
-        return Loss(total=-bound, parts={"reconstruction": -log_likelihood, "kl": kl.sum(dim=1).mean()})
+        # With no bits free: summed over latent dimensions, averaged over examples.
+        bound = log_likelihood - beta * free_bits(kl, self.free_bits)
+        parts = {"reconstruction": -log_likelihood, "kl": kl.sum(dim=1).mean()}
+        return Loss(total=-bound, parts=parts)
 
     @torch.no_grad()
     def elbo(self, x: Tensor, samples: int = 1) -> Tensor:
