@@ -878,7 +878,7 @@ def test_mixed_precision_trains_to_the_same_place_with_other_numbers(images):
 def test_a_compiled_loss_gives_the_same_numbers(images, tmp_path):
     # In a process of its own: the compiler keeps threads and caches.
     script = """
-import torch, torch._inductor.config
+import functools, torch, torch._inductor.config
 from aecourse import LinearAutoencoder, fit
 from support.players import Grouped
 torch._inductor.config.fallback_random = True  # the same noise as without the compiler
@@ -890,6 +890,8 @@ for make in (lambda: LinearAutoencoder(6, 2), Grouped):
         model = make()
         history = fit(model, x, epochs=3, batch_size=25, device="cpu", progress=False, compile=compile)
         print(history.train["total"] + history.train.get("own.critic", []))
+    # C++ takes a compiler most of the time, and is there once: this keeps the graphs, backwards too.
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
 """
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here.parent}:{here}", "OMP_NUM_THREADS": "1"}
