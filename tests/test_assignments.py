@@ -4,9 +4,12 @@ test_mutants.py tests what the hidden tests find; here are the notebooks and the
 """
 
 import html
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 
 import nbformat
 import pytest
@@ -140,11 +143,24 @@ only_elbo = pytest.mark.parametrize("name", ["elbo"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def course(tmp_path_factory, name):
-    """A course folder with one assignment: released, solved and untouched, a class for `elbo`; autograded."""
+def gradebook(tmp_path_factory):
+    """An empty one, to copy: nbgrader starts alembic for each that it makes, which takes seconds."""
     pytest.importorskip("nbgrader")
+    from nbgrader.api import Gradebook
+
+    path = tmp_path_factory.mktemp("gradebook") / "gradebook.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]))
+        Gradebook(f"sqlite:///{path}", course_id="aecourse").close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory, name, gradebook):
+    """A course folder with one assignment: released, solved and untouched, a class for `elbo`; autograded."""
     course = tmp_path_factory.mktemp("course")
     copy_course(course)
+    shutil.copy(gradebook, course)
     nbgrader("generate_assignment", name, "--create", "--force", course=course)
     notebooks = {"perfect": solved(name), "untouched": read("assignments", name)}
     if name == "elbo":

@@ -139,9 +139,10 @@ def test_page_is_complete(page):
 
 
 # axe takes a minute for a chapter of twenty thousand elements, nearly all pieces of formulas and words of
-# programs. Formulas become a word, and of the words of one kind a few are kept.
+# programs. Formulas become a word of the text around them, and of the words of one kind a few are kept.
 THIN_OUT = """() => {
-    document.querySelectorAll('mjx-container').forEach((formula) => formula.replaceWith('formula'));
+    for (const formula of document.querySelectorAll('mjx-container'))
+        (formula.closest('.math') ?? formula).replaceWith('formula');
     const seen = {};
     for (const word of document.querySelectorAll('pre span[class]')) {
         seen[word.className] = (seen[word.className] || 0) + 1;

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -877,7 +878,7 @@ def test_mixed_precision_trains_to_the_same_place_with_other_numbers(images):
 def test_a_compiled_loss_gives_the_same_numbers(images, tmp_path):
     # In a process of its own: the compiler keeps threads and caches.
     script = """
-import torch, torch._inductor.config
+import functools, torch, torch._inductor.config
 from aecourse import LinearAutoencoder, fit
 from support.players import Grouped
 torch._inductor.config.fallback_random = True  # the same noise as without the compiler
@@ -889,6 +890,8 @@ for make in (lambda: LinearAutoencoder(6, 2), Grouped):
         model = make()
         history = fit(model, x, epochs=3, batch_size=25, device="cpu", progress=False, compile=compile)
         print(history.train["total"] + history.train.get("own.critic", []))
+    # C++ takes a compiler most of the time, and is there once: this keeps the graphs, backwards too.
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
 """
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here.parent}:{here}", "OMP_NUM_THREADS": "1"}
@@ -921,95 +924,115 @@ import json, os, sys, torch
 from aecourse import VAE, LinearAutoencoder, data, fit
 from aecourse.bounds import Loss
 torch.set_num_threads(1)
-kind, folder, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
-images = torch.load(folder + "/images.pt")
-seed = 0 if int(os.environ.get("RANK", 0)) == 0 else 1  # rank 0's weights are the team's
-torch.manual_seed(seed)
-if kind == "linear":
-    model, images = LinearAutoencoder(16, 3), images.flatten(1)
-elif kind == "players":
-    from support.players import Grouped
-    images = images.flatten(1)[:, :6]
-    def players(seed):
-        model = Grouped(seed)
-        model.never, model.sometimes = torch.nn.Linear(2, 2), torch.nn.Linear(1, 1)
-        groups = model.parameter_groups()
-        groups.append({"params": model.never.parameters(), "weight_decay": 0.1})
-        model.parameter_groups = lambda: groups
-        return model
-    model = players(seed)
-elif kind == "samples":
-    model = VAE.mlp((1, 4, 4), 2, hidden=(8,), samples=8)  # as many as each process has examples
-else:
-    model = VAE.mlp((1, 4, 4), 2, hidden=(8,))
-calls, plain = 0, model.loss
-def loss(batch):
-    global calls
-    calls += 1
-    if kind == "players" and os.environ.get("RANK") == "1":
-        # Of one parameter only this process has a gradient, and no value shows it.
-        loss, extra = plain(batch), model.sometimes.weight.sum()
-        return Loss(loss.total + extra - extra.detach(), loss.parts, loss.own)
-    if kind == "nan" and calls == 6 and os.environ.get("RANK") == "1":
-        batch = batch * float("nan")
-    if kind == "killed" and calls == 6:
-        os._exit(9)
-    return plain(batch)
-model.loss = loss
-options = {"epochs": epochs, "batch_size": 16, "lr": 3e-3, "device": "cpu", "progress": False}
-if kind in ("killed", "resumed") or kind == "players" and "RANK" in os.environ:
-    options |= {"checkpoint": folder + "/team.pt", "checkpoint_steps": 2}
-if kind == "players" and "RANK" in os.environ:
-    # Interrupted in the second epoch; a model with other weights goes on.
-    plain_after_step, steps = model.after_step, 0
-    def after_step():
-        global steps
-        steps += 1
-        if steps == 7:
-            raise KeyboardInterrupt
-        plain_after_step()
-    model.after_step = after_step
-    try:
-        fit(model, images, **options)
-    except KeyboardInterrupt:
-        model = players(5)
-        plain, model.loss = model.loss, loss
-history = fit(model, images, **options)
-with open(f"{folder}/{kind}-{os.environ.get('RANK', 'alone')}.json", "w") as file:
-    json.dump([history.train, {n: w.tolist() for n, w in model.state_dict().items()}], file)
+kinds, folder = sys.argv[1].split(), sys.argv[2]
+def train(kind):
+    images = torch.load(folder + "/images.pt")
+    seed = 0 if int(os.environ.get("RANK", 0)) == 0 else 1  # rank 0's weights are the team's
+    torch.manual_seed(seed)
+    if kind == "linear":
+        model, images = LinearAutoencoder(16, 3), images.flatten(1)
+    elif kind == "players":
+        from support.players import Grouped
+        images = images.flatten(1)[:, :6]
+        def players(seed):
+            model = Grouped(seed)
+            model.never, model.sometimes = torch.nn.Linear(2, 2), torch.nn.Linear(1, 1)
+            groups = model.parameter_groups()
+            groups.append({"params": model.never.parameters(), "weight_decay": 0.1})
+            model.parameter_groups = lambda: groups
+            return model
+        model = players(seed)
+    elif kind == "samples":
+        model = VAE.mlp((1, 4, 4), 2, hidden=(8,), samples=8)  # as many as each process has examples
+    else:
+        model = VAE.mlp((1, 4, 4), 2, hidden=(8,))
+    calls, plain = 0, model.loss
+    def loss(batch):
+        nonlocal calls
+        calls += 1
+        if kind == "players" and os.environ.get("RANK") == "1":
+            # Of one parameter only this process has a gradient, and no value shows it.
+            loss, extra = plain(batch), model.sometimes.weight.sum()
+            return Loss(loss.total + extra - extra.detach(), loss.parts, loss.own)
+        if kind == "nan" and calls == 6 and os.environ.get("RANK") == "1":
+            batch = batch * float("nan")
+        if kind == "killed" and calls == 6:
+            os._exit(9)
+        return plain(batch)
+    model.loss = loss
+    options = {"epochs": 3, "batch_size": 16, "lr": 3e-3, "device": "cpu", "progress": False}
+    if kind in ("killed", "resumed") or kind == "players" and "RANK" in os.environ:
+        options |= {"checkpoint": folder + "/team.pt", "checkpoint_steps": 2}
+    if kind == "players" and "RANK" in os.environ:
+        # Interrupted in the second epoch; a model with other weights goes on.
+        plain_after_step, steps = model.after_step, 0
+        def after_step():
+            nonlocal steps
+            steps += 1
+            if steps == 7:
+                raise KeyboardInterrupt
+            plain_after_step()
+        model.after_step = after_step
+        try:
+            fit(model, images, **options)
+        except KeyboardInterrupt:
+            model = players(5)
+            plain, model.loss = model.loss, loss
+    history = fit(model, images, **options)
+    with open(f"{folder}/{kind}-{os.environ.get('RANK', 'alone')}.json", "w") as file:
+        json.dump([history.train, {n: w.tolist() for n, w in model.state_dict().items()}], file)
+for kind in kinds:
+    train(kind)
 """
 
 
-def team(kind: str, folder: Path, epochs: int = 3, processes: int = 2) -> subprocess.CompletedProcess:
+def team(kinds: str, folder: Path, processes: int = 2) -> None:
+    """Start processes that together train these kinds, one after the other; wait for them all.
+
+    Raises:
+        subprocess.CalledProcessError: if one fails; its ``stderr`` has what all say.
+    """
     (folder / "team.py").write_text(TEAM)
-    launch = [sys.executable, str(folder / "team.py")]
-    if processes > 1:
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        launch += ["--nproc-per-node", str(processes), str(folder / "team.py")]
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here.parent}:{here}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launch, kind, str(folder), str(epochs)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    if processes > 1:  # as torchrun does, which test_cli.py starts; it takes longer than this training
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        environment |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = []
+    for rank in range(processes):
+        ranked = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        command = [sys.executable, str(folder / "team.py"), kinds, str(folder)]
+        running.append(subprocess.Popen(command, env=environment | ranked, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate()[1] for process in running]
+    for process in running:
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, kinds, stderr="\n".join(said))
 
 
 def result(folder: Path, name: str) -> tuple[dict, dict]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("kind", ["linear", "vae", "players", "samples"])
-@pytest.mark.seconds(8)
-def test_two_processes_train_as_one_does(images, tmp_path, kind):
+KINDS = ["linear", "vae", "players", "samples"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder with the results of one process and of two, for every kind."""
+    folder = tmp_path_factory.mktemp("team")
     # 49 images in batches of 16: uneven parts, and a last batch of one image for two processes.
-    torch.save(images[:49], tmp_path / "images.pt")
+    torch.manual_seed(0)
+    torch.save(torch.rand(49, 1, 4, 4), folder / "images.pt")
     for processes in (1, 2):
-        run = team(kind, tmp_path, processes=processes)
-        assert run.returncode == 0, run.stderr
-    alone, first, second = (result(tmp_path, f"{kind}-{who}") for who in ("alone", "0", "1"))
+        team(" ".join(KINDS), folder, processes)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.seconds(8)
+def test_two_processes_train_as_one_does(trained, kind):
+    alone, first, second = (result(trained, f"{kind}-{who}") for who in ("alone", "0", "1"))
     assert alone[0].keys() == first[0].keys()
     for name, curve in alone[0].items():
         assert first[0][name] == second[0][name] == pytest.approx(curve, rel=1e-5)
@@ -1144,23 +1167,29 @@ def test_alone_noise_is_what_torch_draws():
 @pytest.mark.seconds(8)
 def test_two_processes_stop_together_and_one_says_why(images, tmp_path):
     torch.save(images, tmp_path / "images.pt")
-    run = team("nan", tmp_path)
-    assert run.returncode != 0
-    assert "at epoch 2, step 2, through its term reconstruction" in run.stderr
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        team("nan", tmp_path)
+    assert "at epoch 2, step 2, through its term reconstruction" in stopped.value.stderr
     assert not list(tmp_path.glob("nan-*.json"))
 
 
-@pytest.mark.seconds(16)
+@pytest.mark.seconds(8)
 def test_two_processes_that_were_killed_go_on_to_the_same_numbers(images, tmp_path):
     torch.save(images, tmp_path / "images.pt")
-    assert team("killed", tmp_path).returncode != 0
+    with pytest.raises(subprocess.CalledProcessError):
+        team("killed", tmp_path)
     assert (tmp_path / "team.pt").is_file()
-    assert team("resumed", tmp_path).returncode == 0
-    assert team("vae", tmp_path).returncode == 0
+    team("resumed vae", tmp_path)
     assert result(tmp_path, "resumed-0") == result(tmp_path, "vae-0")
     # One process cannot go on where two stopped: it would train on other parts.
-    run = team("resumed", tmp_path, epochs=4, processes=1)
-    assert "a run with processes = 2, not 1" in run.stderr
+    with pytest.raises(ValueError, match="a run with processes = 2, not 1"):
+        fit(
+            make(),
+            images,
+            epochs=4,
+            **(SETTINGS | {"batch_size": 16, "lr": 3e-3}),
+            checkpoint=tmp_path / "team.pt",
+        )
 
 
 # ---------------------------------------------------------------------------- progress bar
