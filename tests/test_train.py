@@ -1004,7 +1004,7 @@ def team(kinds: str, folder: Path, processes: int = 2) -> None:
         ranked = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
         command = [sys.executable, str(folder / "team.py"), kinds, str(folder)]
         running.append(subprocess.Popen(command, env=environment | ranked, stderr=subprocess.PIPE, text=True))
-    said = [process.communicate()[1] for process in running]
+    said = [process.communicate(timeout=120)[1] for process in running]  # one that waits for nobody hangs
     for process in running:
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, kinds, stderr="\n".join(said))

@@ -17,14 +17,16 @@ import os
 import re
 import signal
 import statistics
-import sysconfig
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import nbgrader.api
+from alembic.script import ScriptDirectory
 from nbgrader.api import Comment, Grade, Gradebook, MissingEntry, SubmittedAssignment, SubmittedNotebook
 from nbgrader.coursedir import CourseDirectory
+from nbgrader.dbutil import ALEMBIC_DIR
 from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
@@ -35,6 +37,10 @@ from aecourse.grading import export, pages, similar, submission, worker
 from aecourse.grading.sandbox import Limits, Sandbox
 from aecourse.grading.submission import Assignment
 from aecourse.grading.worker import Bundle, Verdict
+
+# For the version of a new gradebook nbgrader starts `alembic` by its bare name: that takes seconds, and is found
+# only where the environment is activated. This asks the same library.
+nbgrader.api.get_alembic_version = lambda: ScriptDirectory(ALEMBIC_DIR).get_current_head()
 
 TRIES = 2  # of a submission whose worker died
 SOLUTION = re.compile(r"### BEGIN SOLUTION.*?### END SOLUTION", re.DOTALL)
@@ -61,8 +67,6 @@ class Course:
         self.root = Path(self.root).resolve()
         if not (self.root / "nbgrader_config.py").is_file():
             raise CourseError(f"{self.root} holds no nbgrader_config.py: is it the folder of a course?")
-        # nbgrader starts `alembic` by its bare name, which is found only where the environment is activated.
-        os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
         config = PyFileConfigLoader("nbgrader_config.py", path=str(self.root)).load_config()
         config.CourseDirectory.root = str(self.root)
         self.config = config
