@@ -1,4 +1,4 @@
-"""While a student's function is tested ready-made answers refuse; afterwards torch's settings are as before."""
+"""While a student's function is tested ready-made answers refuse; then torch's settings are put back."""
 
 import contextlib
 import functools
@@ -47,7 +47,7 @@ def banned(names: tuple[str, ...]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def settings_kept() -> Iterator[None]:
-    """Put torch's global settings back: what one call leaves behind decides nothing about the next.
+    """Put torch's global settings back: what one function leaves behind reaches no other.
 
     The first ``torch.compile`` of a process, too, ends the validation of arguments by every distribution.
     """
