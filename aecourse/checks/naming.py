@@ -102,7 +102,7 @@ class Candidates:
         """The numbers of the slips that lead to this result."""
         signature, row = _flat(output)
         numbers, matrix = self.rows.get(signature, ([], None))
-        if not numbers:
+        if row is None or not numbers:
             return set()
         close = torch.isclose(row, matrix, rtol=1e-4, atol=1e-6, equal_nan=True).all(1)
         return {number for number, yes in zip(numbers, close.tolist()) if yes}
