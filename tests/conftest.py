@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from aecourse.checks.bans import settings_kept
+
 pytest.register_assert_rewrite("support")
 matplotlib.use("Agg")  # a test machine has no screen; not by MPLBACKEND, which notebooks would inherit
 
@@ -138,9 +140,11 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """A test's random numbers do not depend on the tests that ran before it."""
+def as_imported():
+    """A test's random numbers and torch's settings do not depend on the tests that ran before it."""
     torch.manual_seed(0)
+    with settings_kept():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,12 @@ import warnings
 
 import nbformat
 import pytest
+import torch
 from mutants import Version
 from support.notebooks import ASSIGNMENTS, AUTOGRADED, SOURCE, grade_id, graded, solution_cells
 from support.sandbox import WHOLE, needs_sandbox
+
+from aecourse import checks
 
 MUTANTS = {name: importlib.import_module(f"mutants.{name}") for name in ASSIGNMENTS}
 UNUSED = ("colab", "together-code", "experiment-cell")  # an installation, and demonstrations
@@ -93,6 +96,46 @@ def filed(name, version, errors):
 @pytest.mark.parametrize(("name", "version"), RIGHT, ids=label)
 def test_right_version_loses_nothing(name, version):
     assert grade(name, version) == {}
+
+
+SETTINGS = {
+    "torch.distributions.Distribution.set_default_validate_args(False)": lambda: (
+        torch.distributions.Distribution._validate_args
+    ),
+    "torch.set_default_dtype(torch.float64)": torch.get_default_dtype,
+    "torch.set_grad_enabled(False)": torch.is_grad_enabled,
+}
+
+
+@pytest.mark.parametrize("statement", SETTINGS)
+def test_settings_that_a_function_leaves_behind_reach_no_other(statement):
+    reached = []
+
+    def gaussian_kl(mean, logvar):
+        exec(statement)
+        reached.append(SETTINGS[statement]())
+        return 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1)
+
+    before = SETTINGS[statement]()
+    checks.grade("gaussian_kl", "values", {"gaussian_kl": gaussian_kl}, seed=1)
+    assert reached[-1] != before
+    assert SETTINGS[statement]() == before
+
+
+def test_a_call_that_raises_comes_at_its_turn():
+    """All calls of a test are made at once; what is told is the first that is wrong."""
+    task, draw = checks.find("gaussian_kl"), checks.Draw(1)
+    calls = [(case.arguments, {}, case.label) for case in task.cases(draw)]
+
+    def gaussian_kl(mean, logvar):
+        if mean is calls[1][0][0]:
+            raise ValueError("the second")
+        return mean.sum(1)
+
+    results = checks.Student(task, {"gaussian_kl": gaussian_kl}).each(calls)
+    assert torch.equal(next(results), calls[0][0][0].sum(1))
+    with pytest.raises(checks.Wrong, match=re.escape(f"({calls[1][2]}) raised ValueError: the second")):
+        next(results)
 
 
 # ---- in the sandbox

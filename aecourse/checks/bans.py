@@ -1,10 +1,12 @@
-"""Ready-made answers refuse while a student's function is tested."""
+"""While a student's function is tested ready-made answers refuse; then torch's settings are put back."""
 
 import contextlib
 import functools
 import sys
 import types
 from collections.abc import Iterator
+
+import torch
 
 from aecourse.models import MODELS
 
@@ -41,6 +43,22 @@ def banned(names: tuple[str, ...]) -> Iterator[None]:
     finally:
         for (function, _), code in zip(exchanges, codes):
             function.__code__ = code
+
+
+@contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """Put torch's global settings back: what one function leaves behind reaches no other.
+
+    The first ``torch.compile`` of a process, too, ends the validation of arguments by every distribution.
+    """
+    validated = torch.distributions.Distribution._validate_args
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(validated)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
 
 
 @functools.lru_cache(maxsize=64)

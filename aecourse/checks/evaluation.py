@@ -5,6 +5,7 @@ is p(x); the mean of the weights is p(x) for any q; one sample gives the ELBO on
 estimates falls as 1 / K. The true values come from quadrature over one or two latents.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -732,13 +733,27 @@ def alike(ours: Tensor, theirs: Tensor) -> bool:
     return abs(a - b) <= 5 * math.hypot(da, db) + 1e-6 and abs(sa - sb) <= 5 * math.hypot(ea, eb) + 1e-6
 
 
-def slip_of(student: Student) -> Cause:
-    """What to add about wrong estimates: the mistake whose estimates have the student's mean and scatter."""
+@functools.cache
+def _slip_cases() -> list[Case]:
+    """Inputs, always the same, on which `slip_of` looks."""
     draw = Draw(0)
-    cases = [
+    return [
         random_case(draw, "", samples, 2, low, high)
         for samples, (low, high) in product((1, 5), ((0.4, 0.6), (1.4, 2.2)))
     ]
+
+
+@functools.cache
+def _guess(way: int, case: int) -> Tensor:
+    """500 estimates for each example of one of the `_slip_cases`, in one of the `WAYS`."""
+    x, *parts, seed = _slip_cases()[case].arguments
+    generator = torch.Generator().manual_seed(seed.number + 1)
+    return estimate(x.repeat(500, 1), *parts, generator, **WAYS[way][1])
+
+
+def slip_of(student: Student) -> Cause:
+    """What to add about wrong estimates: the mistake whose estimates have the student's mean and scatter."""
+    cases = _slip_cases()
     try:
         estimates = [
             run(student, replace(case, arguments=(case.arguments[0].repeat(500, 1), *case.arguments[1:])))
@@ -746,11 +761,9 @@ def slip_of(student: Student) -> Cause:
         ]
     except Wrong:
         return UNKNOWN
-    for clause, way in WAYS:
-        for case, observed in zip(cases, estimates):
-            x, *parts, seed = case.arguments
-            generator = torch.Generator().manual_seed(seed.number + 1)
-            guess = estimate(x.repeat(500, 1), *parts, generator, **way)
+    for way, (clause, _) in enumerate(WAYS):
+        for case, observed in enumerate(estimates):
+            guess = _guess(way, case)
             if guess.shape != observed.shape or not guess.isfinite().all() or not alike(guess, observed):
                 break
         else:

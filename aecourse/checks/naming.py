@@ -162,9 +162,10 @@ def explain(outputs: list, slips: list) -> Cause:
 
     outputs: one result per probe.
     slips: for each probe the list of ``(clauses, result)``, in the same order; the right one has no clauses
-        and comes first.
+        and comes first. Or `Candidates` of these, where they serve again.
     """
-    return _named(outputs, list(map(Candidates, slips)), [])
+    candidates = [each if isinstance(each, Candidates) else Candidates(each) for each in slips]
+    return _named(outputs, candidates, [])
 
 
 def _named(outputs: list, candidates: list[Candidates], with_own: list) -> Cause:

@@ -26,6 +26,7 @@ from aecourse.checks.core import (
     f32,
     f64,
     prepared,
+    remembered,
     same_shape,
     tensors,
 )
@@ -123,10 +124,13 @@ def _smooth_or_not(task: Task, student: Student, look: Look, got: Tensor, want: 
     error = (got - want).abs().nan_to_num(math.inf)
     if not (error > 1e-11 * want.abs()).any():
         return ""
-    usual = next(iter(task.cases(Draw(0))))
+    usual = _usual(task)
     right = _row(right_answer(task, usual, f64))
-    for formula in (lambda *a, **k: next(iter(task.slips(*a, **k)))[1], task.reference):
-        for words, sizes, altered in _alterations(task, formula):
+    for name, formula in (("first slip", _first_slip(task)), ("reference", task.reference)):
+        alterations = remembered(
+            lambda formula=formula: list(_alterations(task, formula)), task, Draw(0), f"alterations: {name}"
+        )
+        for words, sizes, altered in alterations:
             for size in _nearest(sizes, lambda size, altered=altered: altered(size, case), got, want):
                 # Where ordinary inputs give what is right, they must do so with this alteration, too.
                 if _explains(altered(size, case), got, want) and (
@@ -135,6 +139,31 @@ def _smooth_or_not(task: Task, student: Student, look: Look, got: Tensor, want: 
                     return words
     # In float64, and on ordinary inputs: these show single precision, and come first.
     return SINGLE if look.ordinary and _jumps(task, student, look, 3e-7) else ""
+
+
+def _usual(task: Task) -> Case:
+    """Ordinary inputs, the same ones at every call."""
+    return remembered(lambda: next(iter(task.cases(Draw(0)))), task, Draw(0), "usual")
+
+
+def _first_slip(task: Task) -> Callable:
+    """The right formula as the slips have it."""
+    return lambda *arguments, **keywords: next(iter(task.slips(*arguments, **keywords)))[1]
+
+
+def _once(altered: Callable) -> Callable:
+    """``altered(size, case)``, computed once for each: in a class many lose their digits to the same."""
+    made: dict[tuple, tuple] = {}
+
+    def computed(size, case: Case) -> Tensor | None:
+        key = size, id(case)
+        if key not in made:
+            if len(made) >= 500:
+                made.clear()
+            made[key] = altered(size, case), case  # which is kept, and so its id is nobody else's
+        return made[key][0]
+
+    return computed
 
 
 def _nearest(sizes: list, altered: Callable, got: Tensor, want: Tensor) -> list:
@@ -354,18 +383,16 @@ def _computed(
 
 def _alterations(task: Task, formula: Callable) -> Iterator[tuple[str, list, Callable]]:
     """What to tell, the sizes, and what the formula gives with an alteration of a size, for a case."""
-    usual = next(iter(task.cases(Draw(0))))
+    usual = _usual(task)
     for words, operations, change, sizes in CHANGES:
         seen = _computed(task, formula, usual, operations)[1]
         sites = [None, *range(min(seen, 8))] if operations and seen > 1 else [None] * min(seen, 1)
         for site in sites:
-            yield (
-                words,
-                sizes,
-                lambda size, case, operations=operations, change=change, site=site: _computed(
-                    task, formula, case, operations, change(size), site
-                )[0],
-            )
+
+            def computed(size, case, operations=operations, change=change, site=site):
+                return _computed(task, formula, case, operations, change(size), site)[0]
+
+            yield words, sizes, _once(computed)
     names = task.reference.__code__.co_varnames
     for i, argument in enumerate(usual.arguments):
         if type(argument) is float:
@@ -387,7 +414,7 @@ def _with(task: Task, formula: Callable, i: int, change: Callable) -> Callable:
         given = (*case.arguments[:i], change(case.arguments[i], size), *case.arguments[i + 1 :])
         return _computed(task, formula, replace(case, arguments=given))[0]
 
-    return computed
+    return _once(computed)
 
 
 # --------------------------------------------------------------------------- the range of numbers
@@ -402,7 +429,7 @@ RANGES = {
 
 def _out_of_range(task: Task, student: Student, dtype: torch.dtype) -> str:
     """Which function has left the range of numbers: found with all entries of one argument the same."""
-    case = next(iter(task.cases(Draw(0))))
+    case = _usual(task)
     for i in task.differentiate or range(len(case.arguments)):
         if isinstance(case.arguments[i], Tensor) and not _whole(case.arguments[i]):
             with contextlib.suppress(Wrong):  # an argument that may not be so large

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from aecourse.checks.bans import Refused, banned
+from aecourse.checks.bans import Refused, banned, settings_kept
 from aecourse.checks.core import UNWRITTEN, Seed, Task, Wrong, find, same, undefined
 from aecourse.checks.modules import Held
 
@@ -40,19 +40,31 @@ class Student:
     def each(self, calls: list[tuple[tuple, dict, str]]) -> Iterator:
         """The results of many calls, for (arguments, keywords, where) of each, or the error at its turn.
 
-        A function that lives in another process is asked only once.
+        All are called at once, as the surroundings of a call may cost more than itself, and so does the way
+        to a function that lives in another process.
         """
-        if not getattr(self.function, "elsewhere", False):
+        if not self.quiet:  # each call is looked at by itself
             for arguments, keywords, where in calls:
                 yield self(*arguments, where=where, **keywords)
             return
+        each = getattr(self.function, "each", None) if getattr(self.function, "elsewhere", False) else None
         with self.running():
-            results, error = self.function.each([(arguments, keywords) for arguments, keywords, _ in calls])
+            results, error = (each or self._each)([(given, keywords) for given, keywords, _ in calls])
         for result, (_, _, where) in zip(results, calls):
             yield self.plain(result, where)
         if error is not None:
             with self.running(calls[len(results)][2]):
                 raise error
+
+    def _each(self, calls: list[tuple[tuple, dict]]) -> tuple[list, Exception | None]:
+        """The results of (arguments, keywords), and the error that ended them early."""
+        results = []
+        for arguments, keywords in calls:
+            try:
+                results.append(self.function(*arguments, **keywords))
+            except Exception as error:
+                return results, error
+        return results, None
 
     def refuse_changes(self, arguments: tuple, before: tuple, where: str) -> None:
         """Raise `Wrong` if a call has changed its arguments."""
@@ -116,7 +128,7 @@ class Student:
 
 @contextlib.contextmanager
 def _surroundings(quiet: bool) -> Iterator[None]:
-    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+    with settings_kept(), warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
         if quiet:  # hidden inputs are not for printing
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -189,9 +201,11 @@ class ModuleProxy:
             self.held.load(state)
         return self
 
-    def misnamed(self, sizes: dict[str, tuple]) -> str:
-        """Why the parameters are not those of these names and shapes; "" when they are."""
-        own = {name: tuple(value.shape) for name, value in self.state().items()}
+    def misnamed(self, sizes: dict[str, tuple], state: dict[str, Tensor] | None = None) -> str:
+        """Why the parameters are not those of these names and shapes; "" when they are.
+
+        state: the parameters, where they have been asked for before."""
+        own = {name: tuple(value.shape) for name, value in (state or self.state()).items()}
         if missing := [name for name in sizes if name not in own]:
             return f"the state_dict misses {', '.join(missing)}"
         if odd := [name for name in own if name not in sizes]:

@@ -5,6 +5,7 @@ and compares with the same network written as plain matrix products, or with the
 another task has tested these, so that one mistake costs one cell.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from itertools import pairwise, product
@@ -26,13 +27,14 @@ from aecourse.checks.core import (
     f64,
     finite,
     prepared,
+    remembered,
     same,
     shape,
 )
 from aecourse.checks.elbo import bernoulli_slips, gaussian_kl_slips
 from aecourse.checks.kinds import LIMIT, values, z_score
 from aecourse.checks.modules import weighted_sum
-from aecourse.checks.naming import diagnose, explain
+from aecourse.checks.naming import Candidates, diagnose, explain
 from aecourse.checks.parts import AffineVAE
 from aecourse.checks.student import ModuleProxy, Student, uses_generator
 
@@ -212,14 +214,17 @@ def network_values(task: Task, student: Student, draw: Draw) -> None:
         if shape(got) != shape(want):
             raise Wrong(f"forward returns {shape(got)}, not {shape(want)}.", case=where)
         if not same(got, want, 1e-4, 1e-4):
-            raise Wrong("wrong.", network_mistake(student, heads, cases), case=where)
+            raise Wrong("wrong.", network_mistake(task, student, draw, cases), case=where)
     if task.name == "Decoder":
         network_gradients(task, student, draw)
 
 
-def network_mistake(student: Student, heads, cases) -> Cause:
-    outputs = [forward(loaded(student, sizes, state), x) for _, sizes, state, x in cases]
-    return explain(outputs, [list(network_slips(state, heads, x)) for _, _, state, x in cases])
+def network_mistake(task: Task, student: Student, draw: Draw, cases) -> Cause:
+    def slips_of() -> list[Candidates]:
+        return [Candidates(network_slips(state, HEADS[task.name], x)) for _, _, state, x in cases]
+
+    slips = remembered(slips_of, task, draw, "slips of the cases that were drawn before")
+    return explain([forward(loaded(student, sizes, state), x) for _, sizes, state, x in cases], slips)
 
 
 def network_gradients(task: Task, student: Student, draw: Draw) -> None:
@@ -830,7 +835,12 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
         "estimated from z, or are the pixels drawn? Take the closed form, and x as it is.",
     )
     kl -= float(_nll(few, blind.tensors[5].expand_as(few)).mean())
-    right = kl + float(expected_nll(model, few, torch.exp).mean())
+
+    def right_moments() -> tuple[float, float]:
+        return float(expected_nll(model, few, torch.exp).mean()), _variance_of_one(model, few, draw)
+
+    mean, variance_of_one = remembered(right_moments, task, draw, "moments of the reconstruction")
+    right = kl + mean
     if abs(z_score(results, right)) > LIMIT:
         names = {
             "exp(logvar), the variance, is taken as the standard deviation": lambda s: (2 * s).exp(),
@@ -842,7 +852,7 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
             if abs(z_score(results, kl + float(expected_nll(model, few, variance).mean()))) < LIMIT:
                 cause = Cause.of((clause,), SO_ONE_GETS)
         raise Wrong("its reconstruction, averaged over many draws, is wrong.", cause)
-    ratio = float(results.var()) * rows / _variance_of_one(model, few, draw)
+    ratio = float(results.var()) * rows / variance_of_one
     needs(
         ratio < 1 + 5.5 * math.sqrt(2 / calls),
         "the average over many draws is right, but one result scatters too much: each example "
@@ -891,22 +901,23 @@ def spots(count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(4 * (radius - distance))
 
 
+@functools.lru_cache(maxsize=64)
+def _vae_sizes(dim: int, latent_dim: int, encoding: int, decoding: int) -> dict[str, tuple]:
+    """The shapes of a VAE's parameters, by name, for these numbers of hidden units."""
+    decoder = shapes_of(network_state(Draw(0), ("logits",), latent_dim, decoding, dim))
+    return {
+        **shapes_of(vae_state(Draw(0), dim, encoding, latent_dim)),
+        **{f"decoder.{name}": size for name, size in decoder.items()},
+    }
+
+
 def trained(student: Student, *arguments, where: str = "") -> tuple[ModuleProxy, dict]:
     """The student's trained VAE and its parameters, which must be those of a VAE of task 3."""
     images, latent_dim = arguments[:2]
     vae = ModuleProxy(student, student.raw(*arguments, where=where))
     state = vae.state()
-    hidden = [len(state.get(f"{part}.hidden.weight", torch.zeros(1))) for part in ("encoder", "decoder")]
-    sizes = {
-        **shapes_of(vae_state(Draw(0), images[0].numel(), hidden[0], latent_dim)),
-        **{
-            f"decoder.{name}": size
-            for name, size in shapes_of(
-                network_state(Draw(0), ("logits",), latent_dim, hidden[1], images[0].numel())
-            ).items()
-        },
-    }
-    if why := vae.misnamed(sizes):
+    hidden = (len(state.get(f"{part}.hidden.weight", torch.zeros(1))) for part in ("encoder", "decoder"))
+    if why := vae.misnamed(_vae_sizes(images[0].numel(), latent_dim, *hidden), state):
         raise Wrong(f"what is returned is not a VAE of task 3: {why}.")
     needs(finite(list(state.values())), "some parameters are not finite after training.")
     return vae, state

@@ -12,7 +12,7 @@ import traceback
 
 import torch
 
-from aecourse.checks.bans import banned
+from aecourse.checks.bans import banned, settings_kept
 from aecourse.checks.modules import Held
 from aecourse.grading import wire
 
@@ -82,7 +82,7 @@ class Child:
         if random is not None:
             torch.set_rng_state(random)
         before = torch.get_rng_state()
-        with torch.set_grad_enabled(differentiable), banned(forbidden):
+        with settings_kept(), torch.set_grad_enabled(differentiable), banned(forbidden):
             if len(target) == 1:
                 function = self.shell.user_ns[target[0]]
             else:

@@ -130,7 +130,7 @@ m, s = mean.detach().numpy(), logvar.detach().numpy()
 return torch.from_numpy(0.5 * (m**2 + __import__("numpy").exp(s) - s - 1).sum(1))
 # kl_list | ALL | a list is returned | expected one number per example, a tensor of shape
 return [0.5 * (m**2 + s.exp() - s - 1).sum() for m, s in zip(mean, logvar)]
-# kl_inputs_clamped | stability | no log
+# kl_inputs_clamped | stability | no log | limited (clamped)
 with torch.no_grad():
     logvar.clamp_(-20, 20)
 return 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1)
