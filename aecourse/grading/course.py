@@ -38,8 +38,8 @@ from aecourse.grading.sandbox import Limits, Sandbox
 from aecourse.grading.submission import Assignment
 from aecourse.grading.worker import Bundle, Verdict
 
-# For the version of a new gradebook nbgrader starts `alembic` by its bare name: that takes seconds, and is found
-# only where the environment is activated. This asks the same library.
+# For the version of a new gradebook nbgrader starts `alembic` by its bare name. That takes seconds, and is
+# found only where the environment is activated: here the same library is asked.
 nbgrader.api.get_alembic_version = lambda: ScriptDirectory(ALEMBIC_DIR).get_current_head()
 
 TRIES = 2  # of a submission whose worker died
