@@ -14,7 +14,6 @@ from itertools import pairwise
 from numbers import Integral
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from aecourse.contracts import check_count
 
@@ -393,7 +392,7 @@ class ResidualDecoder(nn.Module):
             layers += [ResidualBlock(incoming, activation, batch_norm) for _ in range(blocks)]
             layers += _between_layers(nn.BatchNorm2d(incoming) if batch_norm else None, activation)
             missing = [n - 2 * m for m, n in zip(small, large)]  # 1 where n is odd
-            layers.append(_ConvTranspose2d(incoming, outgoing, 4, 2, padding=1, output_padding=missing))
+            layers.append(nn.ConvTranspose2d(incoming, outgoing, 4, 2, padding=1, output_padding=missing))
         self.output_shape = tuple(image_shape) if outputs == 1 else (outputs, *image_shape)
         self.net = nn.Sequential(*layers)
 
@@ -409,30 +408,8 @@ NETWORKS = {
 }
 """An encoder and its decoder by the name that :func:`build` takes."""
 
-
-class _ConvTranspose2d(nn.ConvTranspose2d):
-    """``nn.ConvTranspose2d`` (without groups and dilation); to one channel, on a CPU, in 0.6 of the time.
-
-    PyTorch's own is made for many channels. Here, where it gives one, it does what the definition says:
-    each pixel is multiplied by the kernel, and ``fold`` adds up the windows where they overlap.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.out_channels > 1 or x.device.type != "cpu":
-            return super().forward(x)
-        size = [
-            (n - 1) * stride - 2 * padding + kernel + missing
-            for n, stride, padding, kernel, missing in zip(
-                x.shape[2:], self.stride, self.padding, self.kernel_size, self.output_padding
-            )
-        ]
-        windows = self.weight.flatten(1).T @ x.flatten(2)
-        image = F.fold(windows, size, self.kernel_size, padding=self.padding, stride=self.stride)
-        return image + self.bias.view(-1, 1, 1)
-
-
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
-_TRANSPOSED = {1: nn.ConvTranspose1d, 2: _ConvTranspose2d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
 _NORMALISATIONS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 
 

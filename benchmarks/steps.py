@@ -23,10 +23,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aecourse import data, nets, train
+from aecourse import data, train
 
 BATCH = 128
 Step = Callable[[], None]
+
+
+class ByDefinition(nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` (without groups and dilation); to one channel, on a CPU, in 0.6 of the time.
+
+    PyTorch's own is made for many channels. Here, where it gives one, it does what the definition says:
+    each pixel is multiplied by the kernel, and ``fold`` adds up the windows where they overlap.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.out_channels > 1 or x.device.type != "cpu":
+            return super().forward(x)
+        size = [
+            (n - 1) * stride - 2 * padding + kernel + missing
+            for n, stride, padding, kernel, missing in zip(
+                x.shape[2:], self.stride, self.padding, self.kernel_size, self.output_padding
+            )
+        ]
+        windows = self.weight.flatten(1).T @ x.flatten(2)
+        image = F.fold(windows, size, self.kernel_size, padding=self.padding, stride=self.stride)
+        return image + self.bias.view(-1, 1, 1)
 
 
 class Likelihood(torch.autograd.Function):
@@ -194,7 +215,7 @@ def mlp_steps(images: Tensor, compile: bool) -> dict[str, Step]:
 
 def conv_steps(images: Tensor, compile: bool) -> dict[str, Step]:
     def last_by_definition(run: Run) -> Run:
-        run.decoder[-1].__class__ = nets._ConvTranspose2d
+        run.decoder[-1].__class__ = ByDefinition
         return run
 
     def innermost(run: Run, order: Callable[[Tensor], Tensor]) -> Run:

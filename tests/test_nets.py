@@ -184,18 +184,6 @@ def test_the_stages_of_the_decoder_are_those_of_the_encoder_backwards(size):
     assert seen["encoder"] == [size, (size[0] // 2, size[1] // 2), (size[0] // 4, size[1] // 4)]
 
 
-@pytest.mark.parametrize("size", [(28, 28), (25, 25), (5, 7)])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_last_stage_is_pytorchs_transposed_convolution(size, channels):
-    layer = ConvDecoder(2, (channels, *size)).double().net[-1]
-    x = torch.randn(3, layer.in_channels, size[0] // 2, size[1] // 2, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(3, channels, *size, dtype=torch.float64)
-    outputs = layer(x), nn.ConvTranspose2d.forward(layer, x)
-    torch.testing.assert_close(*outputs)
-    inputs = x, layer.weight, layer.bias
-    torch.testing.assert_close(*(torch.autograd.grad((y * weights).sum(), inputs) for y in outputs))
-
-
 @pytest.mark.parametrize("size", [(25, 25), (28, 28), (5, 7)])
 @pytest.mark.parametrize("decode", [ConvDecoder, ResidualDecoder])
 def test_every_output_pixel_depends_on_the_code(size, decode):
