@@ -46,12 +46,10 @@ serve: book
 	@echo 'Serving http://127.0.0.1:$(PORT) - stop with Ctrl-C'
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
 
-# Each process stays on one core. There is one more than there are cores, as some tests wait: for a limit to pass, a
-# kernel to start, a page to load. What shares a costly fixture stays in one process, and what takes longest starts
+# Each process stays on one core. What shares a costly fixture stays in one process, and what takes longest starts
 # first: tests/conftest.py. `check` is a sample of everything, site and sandbox included where they are there.
 check test: export OMP_NUM_THREADS = 1
-TESTS = $(BIN)/pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') \
-  --durations 20 --durations-min 1
+TESTS := $(BIN)/pytest --numprocesses auto --durations 20 --durations-min 1
 
 check: $(READY)
 	$(TESTS) --sample
