@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 PACKAGE = Path(__file__).resolve().parent.parent / "aecourse"
 SLOW = 5  # seconds: what takes longer says so with the mark `seconds`
 GROUPS = Path(tempfile.gettempdir(), f"aecourse-tests-{os.getpid()}.json")  # of this run
-SAMPLE = 4  # cases of a function that `make check` runs
+SAMPLE = 2  # cases of a function that `make check` runs
 
 
 def pytest_addoption(parser):
