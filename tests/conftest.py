@@ -28,14 +28,14 @@ torch.set_num_threads(1)
 PACKAGE = Path(__file__).resolve().parent.parent / "aecourse"
 SLOW = 5  # seconds: what takes longer says so with the mark `seconds`
 GROUPS = Path(tempfile.gettempdir(), f"aecourse-tests-{os.getpid()}.json")  # of this run
-SAMPLE = 2  # cases of a function that `make check` runs
+SAMPLE = 1  # case of a function that `make check` runs
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--sample",
         action="store_true",
-        help=f"the core; of any other function at most {SAMPLE} cases; nothing that takes over {SLOW} s",
+        help=f"the core; of any other function {SAMPLE} case; nothing that takes over {SLOW} s",
     )
 
 
@@ -61,7 +61,7 @@ def together(item):
 
 
 def sample(items, group):
-    """Those for every save: the core, and of any other function a few cases; nothing slow."""
+    """Those for every save: the core, and of any other function one case; nothing slow."""
     slow = {group[item] for item in items if seconds(item) > SLOW}
     families = defaultdict(list)
     for item in items:
