@@ -127,18 +127,23 @@ def kl_cases(draw):
     ]
 
 
+def positive_everywhere(d: Tensor) -> str:
+    return "" if (d > 0).all() else "a divergence is positive when q is not the prior"
+
+
+def zero(d: Tensor) -> str:
+    return "" if (d.abs() < 1e-5).all() else "the divergence of the prior from itself is 0"
+
+
 def kl_properties(student: Student):
     d = student(line(-2, 2, 5, 3), line(1, -3, 5, 3))
     yield "one number per example", per_example(d, 5)
     again = student(line(-2, 2, 5, 3), line(1, -3, 5, 3))
     yield "the same at a second call", "" if torch.equal(d, again) else "two calls give different numbers"
     yield "finite", "" if finite(d) else "some divergences are not finite"
-    yield "never negative", "" if (d > 0).all() else "a divergence is positive when q is not the prior"
+    yield "never negative", positive_everywhere(d)
     prior = student(torch.zeros(4, 3), torch.zeros(4, 3))
-    yield (
-        "zero at the prior",
-        "" if (prior.abs() < 1e-5).all() else "the divergence of the prior from itself is 0",
-    )
+    yield "zero at the prior", zero(prior)
 
 
 GAUSSIAN_KL = Task(
@@ -261,12 +266,9 @@ def full_properties(student: Student):
     d = student(line(-2, 2, 5, 3), covariance(line(-1, 1, 5, 3, 3)))
     yield "one number per example", per_example(d, 5)
     yield "finite", "" if finite(d) else "some divergences are not finite"
-    yield "never negative", "" if (d > 0).all() else "a divergence is positive when q is not the prior"
+    yield "never negative", positive_everywhere(d)
     prior = student(torch.zeros(5, 3), eye)
-    yield (
-        "zero at the prior",
-        "" if (prior.abs() < 1e-5).all() else "the divergence of the prior from itself is 0",
-    )
+    yield "zero at the prior", zero(prior)
 
 
 FULL_GAUSSIAN_KL = Task(
