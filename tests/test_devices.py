@@ -4,17 +4,15 @@ Two machines that are not there find it. On a **fake GPU** tensors have a shape,
 values: nothing is computed, and what a real GPU refuses is refused. And with **"meta" as the default device**
 real tensors on the CPU meet whatever the library made without naming a device.
 
-To add a model is one line in ``MODELS``; a function, one in ``FUNCTIONS``.
+To add a model is one line in ``support/models.py``; a function, one in ``FUNCTIONS``.
 """
 
-from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from support.players import VAEGAN, Adversarial
+from support.models import MODELS, POINT, Case
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -32,61 +30,12 @@ from aecourse import (
     models,
     sprites,
 )
-from aecourse.autoencoders import (
-    Autoencoder,
-    ContractiveAutoencoder,
-    DenoisingAutoencoder,
-    SparseAutoencoder,
-)
-from aecourse.iwae import IWAE
-from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, LinearVAE
+from aecourse.autoencoders import DenoisingAutoencoder
+from aecourse.linear import LinearVAE
 from aecourse.train import fit, mean_loss
 from aecourse.vae import VAE
-from aecourse.zoo.conditional import ConditionalVAE
 
-IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
-SMALL = {"hidden": (5,)}
 BATCH = 4
-
-
-class Case(NamedTuple):
-    make: Callable[[], nn.Module]
-    shape: tuple[int, ...] = IMAGE
-    labels: int = 0  # how many classes, for a conditional model
-
-
-MODELS = {
-    "mlp": Case(lambda: Autoencoder.mlp(IMAGE, 2, batch_norm=True, dropout=0.1, **SMALL)),
-    "conv": Case(lambda: Autoencoder.conv(IMAGE, 2, channels=(2, 3), batch_norm=True)),
-    "conv1d": Case(lambda: Autoencoder.conv1d(SERIES, 2, channels=(2,), output="linear"), SERIES),
-    "residual": Case(lambda: Autoencoder.residual(IMAGE, 2, channels=(2, 3), error="cross_entropy")),
-    "sparse l1": Case(lambda: SparseAutoencoder.mlp(IMAGE, 3, **SMALL)),
-    "sparse kl": Case(lambda: SparseAutoencoder.mlp(IMAGE, 3, penalty="kl", **SMALL)),
-    "sparse top_k": Case(lambda: SparseAutoencoder.mlp(IMAGE, 3, penalty="top_k", k=2, **SMALL)),
-    "denoising sigma": Case(lambda: DenoisingAutoencoder.mlp(IMAGE, 3, sigma=0.5, **SMALL)),
-    "denoising mask": Case(
-        lambda: DenoisingAutoencoder.mlp(IMAGE, 3, corruption=lambda x: data.mask(x, 0.3), **SMALL)
-    ),
-    "contractive": Case(lambda: ContractiveAutoencoder.mlp(IMAGE, 3, **SMALL)),
-    "linear": Case(lambda: LinearAutoencoder(6, 2, offset=torch.ones(6)), POINT),
-    "linear denoising": Case(lambda: LinearDenoisingAutoencoder(6, 2, noise=0.5), POINT),
-    "linear VAE": Case(lambda: LinearVAE(6, 2, learn_variance=True), POINT),
-    "VAE bernoulli": Case(lambda: VAE.mlp(IMAGE, 2, **SMALL)),
-    "VAE continuous bernoulli": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="continuous_bernoulli", **SMALL)),
-    "VAE categorical": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="categorical", levels=4, **SMALL)),
-    "VAE gaussian": Case(lambda: VAE.conv(IMAGE, 2, channels=(2,), likelihood="gaussian")),
-    "VAE learned": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="gaussian", variance="learned", **SMALL)),
-    "VAE per pixel": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="gaussian", variance="per_pixel", **SMALL)),
-    "VAE optimal": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="gaussian", variance="optimal", **SMALL)),
-    "VAE free bits": Case(lambda: VAE.mlp(IMAGE, 2, free_bits=0.1, samples=3, beta=2.0, **SMALL)),
-    "IWAE": Case(lambda: IWAE.mlp(IMAGE, 2, samples=3, prior_temperature=2.0, **SMALL)),
-    "IWAE stl": Case(lambda: IWAE.mlp(IMAGE, 2, bound="elbo", gradient="stl", **SMALL)),
-    "IWAE dreg": Case(lambda: IWAE.mlp(IMAGE, 2, gradient="dreg", samples=3, **SMALL)),
-    "conditional VAE": Case(lambda: ConditionalVAE.build("mlp", IMAGE, 2, classes=3, **SMALL), labels=3),
-    "adversarial": Case(Adversarial, POINT),
-    "VAE-GAN": Case(VAEGAN, POINT),
-}
-
 LATENT = [n for n in MODELS if ("VAE" in n.split() or "IWAE" in n) and not MODELS[n].labels]
 
 
@@ -262,8 +211,9 @@ def test_every_loss_is_where_its_model_is(machine, case):
             model.loss(x, beta=torch.ones((), device=device), **labels)
 
 
-def looks(model, x):
+def looks(model, x, labels=None):
     """What one does with a model besides training it, as far as it can."""
+    model = model if labels is None else model.given(labels[:1])
     if hasattr(model, "encode"):
         codes = model.encode(x)
         yield model.decode(codes if isinstance(codes, torch.Tensor) else codes[0])
@@ -292,7 +242,8 @@ def looks(model, x):
 def test_what_one_looks_at_is_where_its_model_is(machine, case):
     with machine() as device:
         model, x, labels = made(case, device)
-        for result in looks(model.given(labels["labels"][:1]) if labels else model, x):
+        results = case.looks(model, x, **labels) if case.looks else looks(model, x, **labels)
+        for result in results:
             assert result.device.type == device.type
 
 
@@ -331,7 +282,7 @@ def test_fit_moves_its_data_to_the_gpu(case, monkeypatch):
     assert history.epochs == 2
 
 
-@pytest.mark.parametrize("name", ["VAE bernoulli", "conditional VAE", "conv", "linear", "adversarial"])
+@pytest.mark.parametrize("name", ["VAE bernoulli", "conditional VAE", "conv", "linear", "two players"])
 def test_fit_does_not_care_about_the_default_device(name, tmp_path):
     case, histories, trained = MODELS[name], [], []
     for machine in (lambda: nullcontext(torch.device("cpu")), meta_by_default):

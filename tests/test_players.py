@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.players import VAEGAN, Adversarial, Grouped
+from support.players import Adversarial, Grouped, ThreePlayers
 from torch import nn
 from torch.nn import functional as F
 
@@ -96,7 +96,7 @@ def test_two_players_are_two_optimisers_step_by_step(points, kind):
 
 def test_three_players_each_learn_from_their_own_loss(points):
     points, seen = points.double(), []
-    ours, theirs = VAEGAN().double(), VAEGAN().double()
+    ours, theirs = ThreePlayers().double(), ThreePlayers().double()
     each_step(ours, lambda: seen.append(gradients(ours)))
     history = fit(ours, points, epochs=1, batch_size=COUNT, device="cpu", progress=False)
     torch.manual_seed(0)

@@ -52,7 +52,7 @@ class Grouped(Adversarial):
         return [critic, {"params": [self.decoder[0].weight], "weight_decay": 0.01}]
 
 
-class VAEGAN(nn.Module):
+class ThreePlayers(nn.Module):
     """An encoder, a decoder that fools the critic as well, and the critic (Larsen et al. 2016)."""
 
     def __init__(self):

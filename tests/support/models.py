@@ -1,0 +1,66 @@
+"""One small model of every kind, for tests of what all models have in common.
+
+To add a model is one line in ``MODELS``.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aecourse import data
+from aecourse.autoencoders import (
+    Autoencoder,
+    ContractiveAutoencoder,
+    DenoisingAutoencoder,
+    SparseAutoencoder,
+)
+from aecourse.iwae import IWAE
+from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, LinearVAE
+from aecourse.vae import VAE
+from aecourse.zoo.conditional import ConditionalVAE
+from support.players import Adversarial, ThreePlayers
+
+IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
+SMALL = {"hidden": (5,)}
+
+
+class Case(NamedTuple):
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...] = IMAGE
+    labels: int = 0  # how many classes, for a conditional model
+    looks: Callable[..., Iterable[Tensor]] | None = None  # of (model, x, **labels): what one does besides
+
+
+MODELS = {
+    "mlp": Case(lambda: Autoencoder.mlp(IMAGE, 2, batch_norm=True, dropout=0.1, **SMALL)),
+    "conv": Case(lambda: Autoencoder.conv(IMAGE, 2, channels=(2, 3), batch_norm=True)),
+    "conv1d": Case(lambda: Autoencoder.conv1d(SERIES, 2, channels=(2,), output="linear"), SERIES),
+    "residual": Case(lambda: Autoencoder.residual(IMAGE, 2, channels=(2, 3), error="cross_entropy")),
+    "sparse l1": Case(lambda: SparseAutoencoder.mlp(IMAGE, 3, **SMALL)),
+    "sparse kl": Case(lambda: SparseAutoencoder.mlp(IMAGE, 3, penalty="kl", **SMALL)),
+    "sparse top_k": Case(lambda: SparseAutoencoder.mlp(IMAGE, 3, penalty="top_k", k=2, **SMALL)),
+    "denoising sigma": Case(lambda: DenoisingAutoencoder.mlp(IMAGE, 3, sigma=0.5, **SMALL)),
+    "denoising mask": Case(
+        lambda: DenoisingAutoencoder.mlp(IMAGE, 3, corruption=lambda x: data.mask(x, 0.3), **SMALL)
+    ),
+    "contractive": Case(lambda: ContractiveAutoencoder.mlp(IMAGE, 3, **SMALL)),
+    "linear": Case(lambda: LinearAutoencoder(6, 2, offset=torch.ones(6)), POINT),
+    "linear denoising": Case(lambda: LinearDenoisingAutoencoder(6, 2, noise=0.5), POINT),
+    "linear VAE": Case(lambda: LinearVAE(6, 2, learn_variance=True), POINT),
+    "VAE bernoulli": Case(lambda: VAE.mlp(IMAGE, 2, **SMALL)),
+    "VAE continuous bernoulli": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="continuous_bernoulli", **SMALL)),
+    "VAE categorical": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="categorical", levels=4, **SMALL)),
+    "VAE gaussian": Case(lambda: VAE.conv(IMAGE, 2, channels=(2,), likelihood="gaussian")),
+    "VAE learned": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="gaussian", variance="learned", **SMALL)),
+    "VAE per pixel": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="gaussian", variance="per_pixel", **SMALL)),
+    "VAE optimal": Case(lambda: VAE.mlp(IMAGE, 2, likelihood="gaussian", variance="optimal", **SMALL)),
+    "VAE free bits": Case(lambda: VAE.mlp(IMAGE, 2, free_bits=0.1, samples=3, beta=2.0, **SMALL)),
+    "IWAE": Case(lambda: IWAE.mlp(IMAGE, 2, samples=3, prior_temperature=2.0, **SMALL)),
+    "IWAE stl": Case(lambda: IWAE.mlp(IMAGE, 2, bound="elbo", gradient="stl", **SMALL)),
+    "IWAE dreg": Case(lambda: IWAE.mlp(IMAGE, 2, gradient="dreg", samples=3, **SMALL)),
+    "conditional VAE": Case(lambda: ConditionalVAE.build("mlp", IMAGE, 2, classes=3, **SMALL), labels=3),
+    "two players": Case(Adversarial, POINT),
+    "three players": Case(ThreePlayers, POINT),
+}
