@@ -110,9 +110,10 @@ def page(request, browser, address):
     scroll_through(page)  # widgets have no width before they start
     page.wait_for_load_state("networkidle")  # pictures and third parties have been asked for
     page.evaluate("async () => { await window.MathJax?.startup?.promise; }")
-    page.add_style_tag(
-        content="* { transition: none !important; }"
-    )  # a colour on its way has no contrast yet
+    for place in page.locator(".widget-place").all():
+        place.locator(".aecourse-widget").wait_for(state="attached")
+    # A colour on its way has no contrast yet.
+    page.add_style_tag(content="* { transition: none !important; }")
     yield page
     context.close()
 
@@ -124,10 +125,8 @@ def test_page_fits_a_phone_and_asks_nobody_else(page):
 
 def test_page_is_complete(page):
     """Formulas are set, pictures have arrived and are described, and the page is not too heavy."""
+    # From here on nothing waits for the browser to paint: after a change of size it has failed to for 15 seconds.
     page.set_viewport_size({"width": 1280, "height": 900})
-    for place in page.locator(".widget-place").all():
-        place.scroll_into_view_if_needed()  # that starts it
-        place.locator(".aecourse-widget").wait_for(state="attached")
     assert page.locator("article .math:not(:has(mjx-container))").count() == 0  # none is left as TeX
     assert page.locator("mjx-merror, .cell_output .output.error").count() == 0
     pictures = page.locator("article img").evaluate_all("all => all.map((i) => [i.alt, i.naturalWidth])")
@@ -154,11 +153,18 @@ THIN_OUT = """() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_is_accessible(page, scheme):
     page.emulate_media(color_scheme=scheme)
-    page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
+    page.evaluate(f"document.documentElement.dataset.theme = '{scheme}'")  # which would follow, see below
     if page.name != "notation":  # one page with all its formulas will do
         page.evaluate(THIN_OUT)
     # One rule that axe leaves off by default, and that voice control depends on.
     assert not violations(page, "rules: {'label-content-name-mismatch': {enabled: true}}")
+
+
+def test_a_page_follows_the_colours_of_the_system(visit):
+    page = visit("intro.html", color_scheme="light")
+    for scheme in ("light", "dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
 
 
 def test_internal_links_lead_somewhere():
