@@ -125,7 +125,7 @@ def test_page_fits_a_phone_and_asks_nobody_else(page):
 
 def test_page_is_complete(page):
     """Formulas are set, pictures have arrived and are described, and the page is not too heavy."""
-    # From here on nothing waits for the browser to paint: after a change of size it has failed to for 15 seconds.
+    # From here on nothing waits for the browser to paint: it has failed to after a change of size.
     page.set_viewport_size({"width": 1280, "height": 900})
     assert page.locator("article .math:not(:has(mjx-container))").count() == 0  # none is left as TeX
     assert page.locator("mjx-merror, .cell_output .output.error").count() == 0
