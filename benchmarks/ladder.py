@@ -1,0 +1,291 @@
+"""One ladder: every model of the course on the same images, by the same numbers.
+
+MNIST, 60,000 images to learn from and 10,000 to be tested on; where the likelihood is Bernoulli, binary ones,
+drawn anew for every batch. Each row is trained on one core, for at most half an hour. What a model does not
+define is null.
+
+    AECOURSE_DATA=<folder with MNIST/raw> python benchmarks/ladder.py                  # what is not there yet
+    AECOURSE_DATA=<folder with MNIST/raw> python benchmarks/ladder.py vae vq-vae --again
+
+Results go to ``results/ladder/NAME.json``. Stopped, it goes on from the last epoch.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aecourse import VAE, data, evaluate, fit, reference
+from aecourse.bounds import linear_annealing
+from aecourse.likelihoods import full_gaussian_kl
+
+RESULTS = Path(__file__).parent / "results" / "ladder"
+IMAGES, SAMPLES = 500, 1000  # of the estimates of log p(x), the same images in every row
+
+
+class Row(NamedTuple):
+    """How a model is made and trained."""
+
+    make: Callable[[tuple[int, ...]], nn.Module]
+    epochs: tuple[int, ...]
+    """Of each stage."""
+    lr: float = 1e-3
+    falls: bool = True
+    """To 0.3 of it after half of the epochs, and to 0.1 after four fifths."""
+    warmup: int = 0
+    """Epochs in which the weight of the KL rises from 0 to 1."""
+    binary: bool = True
+    targets: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    """Columns with the least and the largest value to be reached."""
+    prior: bool = True
+    """Whether the code has the prior N(0, I)."""
+
+
+MLP = {"hidden": (400, 200)}
+NOTHING, INFINITY = -math.inf, math.inf
+
+ROWS = {
+    "vae": Row(lambda shape: VAE.build("mlp", shape, 40, **MLP), (60,)),
+}
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+def train(name: str, row: Row, images: data.Dataset, folder: Path, scale: float) -> tuple[nn.Module, float]:
+    """The trained model and the CPU seconds that it took, those of earlier runs included."""
+    torch.manual_seed(0)
+    model = row.make(images.image_shape)
+    labels = {"labels": images.train_labels} if hasattr(model, "classes") else {}
+    spent_file = folder / f"{name}.json"
+    spent = json.loads(spent_file.read_text(encoding="utf-8")) if spent_file.exists() else {}
+    stages = model.stages() if hasattr(model, "stages") else [model]
+    for number, (stage, whole) in enumerate(zip(stages, row.epochs, strict=True)):
+        epochs = max(1, round(scale * whole))
+        steps = math.ceil(len(images.train) / 128)
+
+        def lr(epoch: int, epochs: int = epochs) -> float:
+            return row.lr * (
+                1 if not row.falls or 2 * epoch < epochs else 0.3 if 5 * epoch < 4 * epochs else 0.1
+            )
+
+        def beta(step: int, end: int = row.warmup * steps) -> float:
+            return linear_annealing(step, 0, end)
+
+        options = {"beta": beta} if row.warmup else {}
+        options |= {"transform": data.binarize} if row.binary else {}
+        for epoch in range(spent.get(f"{number}.epochs", 0), epochs + 1):  # the last call only loads
+            began = time.process_time()
+            fit(
+                stage,
+                images.train,
+                **labels,
+                **options,
+                epochs=max(1, epoch),
+                lr=lr,
+                device="cpu",
+                checkpoint=folder / f"{name}-{number}.pt",
+                progress=False,
+            )
+            spent[str(number)] = spent.get(str(number), 0.0) + time.process_time() - began
+            spent[f"{number}.epochs"] = max(1, epoch)
+            spent_file.write_text(json.dumps(spent), encoding="utf-8")
+    return model.eval(), sum(seconds for key, seconds in spent.items() if "." not in key)
+
+
+# ------------------------------------------------------------------------------------ measuring
+
+COLUMNS = {
+    "bound": "nats, an upper bound on -log p(x): mean over the test images",
+    "nll": f"nats, -log p(x) by {SAMPLES} importance samples: mean over the same {IMAGES} test images",
+    "nll_standard_error": "nats, of that mean; much the same images are hard for all models",
+    "rate": "nats, KL of q(z|x) from the prior; of discrete codes, -log p(k)",
+    "squared_error": "of reconstructions of the grey test images, summed over pixels",
+    "sharpness": "squared differences of neighbouring pixels in reconstructions, over those in the images",
+    "frechet": "distance of 10,000 samples from the test images, in squared units of the features",
+    "class_kl": "nats, KL of the classes of samples from uniform, as the same network sees them",
+    "confidence": "mean probability of a sample's class",
+    "aggregate_kl": "nats, KL from N(0, I) of the Gaussian with the moments of q(z)",
+    "kurtosis": "of the codes, mean over dimensions; that of a Gaussian is 3",
+    "probe": "accuracy of a linear classifier on the codes that saw ten labels of each class",
+    "minutes": "of training, on one core",
+}
+
+
+def labels_of(model: nn.Module, labels: Tensor) -> dict[str, Tensor]:
+    return {"labels": labels} if hasattr(model, "classes") else {}
+
+
+def batches(*tensors: Tensor, size: int = 500) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.split(size) for tensor in tensors))
+
+
+def likelihoods(model: nn.Module, test: Tensor, labels: Tensor) -> dict[str, float]:
+    """Bounds on -log p(x), estimates, and the part of the code in them."""
+    if not hasattr(model, "log_weights"):
+        if not hasattr(model, "bound"):
+            return {}
+        bounds = [-model.bound(x) for (x,) in batches(test)]
+        rates = (
+            [-model.log_prior(model.indices(x)) for (x,) in batches(test)]
+            if hasattr(model, "log_prior")
+            else []
+        )
+        rate = {"rate": torch.cat(rates).mean()} if rates else {}
+        return {"bound": torch.cat(bounds).mean(), **rate}
+    bounds, rates = [], []
+    for x, y in batches(test, labels):
+        bounds.append(-model.log_weights(x, 1, **labels_of(model, y))[0])
+        rates.append(model.loss(x, **labels_of(model, y)).parts["kl"])
+    some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:IMAGES]
+    given = labels_of(model, labels[some])
+    nll = evaluate.negative_log_likelihood(model, test[some], SAMPLES, **given, chunk=250)
+    return {
+        "bound": torch.cat(bounds).mean(),
+        "nll": nll.value,
+        "nll_standard_error": nll.standard_error,
+        "rate": torch.stack(rates).mean(),
+    }
+
+
+def edges(x: Tensor) -> Tensor:
+    """Squared differences of neighbouring pixels, summed over everything."""
+    return x.diff(dim=-1).square().sum() + x.diff(dim=-2).square().sum()
+
+
+def reconstructions(model: nn.Module, images: data.Dataset) -> dict[str, float]:
+    if not (hasattr(model, "reconstruct") or hasattr(model, "given")):
+        return {}
+    error = sharp = plain = torch.zeros(())
+    for x, y in batches(images.test, images.test_labels):
+        seen = model.given(y) if hasattr(model, "classes") else model
+        decoded = seen.reconstruct(x)
+        error, sharp, plain = error + (decoded - x).square().sum(), sharp + edges(decoded), plain + edges(x)
+    return {"squared_error": error / len(images.test), "sharpness": sharp / plain}
+
+
+def samples(model: nn.Module, images: data.Dataset, binary: bool) -> dict[str, float]:
+    """Frechet distance and coverage of as many samples as there are test images."""
+    if not (hasattr(model, "sample") or hasattr(model, "given")):
+        return {}
+    network = reference.load_features(f"{images.name}_features").network
+    drawn = []
+    for (y,) in batches(torch.arange(len(images.test)) % 10):
+        drawn.append(model.given(y).sample(len(y)) if hasattr(model, "classes") else model.sample(len(y)))
+    drawn = torch.cat(drawn)
+    # Some models give pixels, and not their probabilities: these are held against pixels.
+    others = (
+        data.binarize(images.test) if binary and set(drawn.unique().tolist()) <= {0.0, 1.0} else images.test
+    )
+    covered = evaluate.coverage(network(drawn))
+    return {
+        "frechet": evaluate.frechet_distance(network.features(drawn), network.features(others)),
+        "class_kl": covered.kl,
+        "confidence": covered.confidence,
+    }
+
+
+def codes_of(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Codes as numbers, ``(batch, k)``; mean and logvar of those whose prior is N(0, I), if there are any."""
+    if hasattr(model, "quantizer"):
+        return model.quantizer.lookup(model.indices(x)).flatten(1), None, None
+    code = model.encode(x)
+    if isinstance(code, list):  # layers, of which the last has that prior
+        return torch.cat([layer.mean for layer in code], dim=1), code[-1].mean, code[-1].logvar
+    if isinstance(code, Tensor):
+        return code, code, torch.full_like(code, -math.inf)
+    return code[0], *code
+
+
+def codes(model: nn.Module, images: data.Dataset, row: Row) -> dict[str, float]:
+    if not hasattr(model, "encode"):
+        return {}
+    both = []
+    for part in (images.train[:10_000], images.test):
+        parts = [codes_of(model, x) for (x,) in batches(part)]
+        both.append([None if kind[0] is None else torch.cat(kind) for kind in zip(*parts)])
+    (learnt, _, _), (tested, mean, logvar) = both
+    labels = images.train_labels[:10_000], images.test_labels
+    columns = {"probe": evaluate.probe_accuracy(learnt, labels[0], tested, labels[1]).value}
+    if mean is not None and row.prior:
+        mean, variance = mean.double(), logvar.double().exp()
+        cov = mean.T.cov(correction=0) + variance.mean(dim=0).diag()
+        drawn = mean + variance.sqrt() * torch.randn_like(mean)
+        standard = (drawn - drawn.mean(dim=0)) / drawn.std(dim=0)
+        kl = full_gaussian_kl(mean.mean(dim=0, keepdim=True), cov.unsqueeze(0))
+        columns |= {"aggregate_kl": kl, "kurtosis": standard.pow(4).mean()}
+    return columns
+
+
+@torch.no_grad()
+def measure(model: nn.Module, row: Row, images: data.Dataset) -> dict[str, float]:
+    """Every column that this model defines."""
+    torch.manual_seed(1)
+    test = data.binarize(images.test) if row.binary else images.test
+    columns = likelihoods(model, test, images.test_labels)
+    columns |= reconstructions(model, images) | samples(model, images, row.binary) | codes(model, images, row)
+    return {name: round(float(value), 4) for name, value in columns.items()}
+
+
+# ------------------------------------------------------------------------------------- the rows
+
+
+def missed(row: Row, columns: dict[str, float]) -> dict[str, str]:
+    """Targets that a row misses, and by how much."""
+    found = {}
+    for name, (least, most) in row.targets.items():
+        if not least <= columns[name] <= most:
+            by = least - columns[name] if columns[name] < least else columns[name] - most
+            found[name] = f"{columns[name]:.3g} is not between {least:g} and {most:g}: by {by:.3g}"
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all, if none is named")
+    parser.add_argument("--again", action="store_true", help="measure again what is there")
+    parser.add_argument("--data", default="mnist", help="mnist or digits")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of epochs")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("_build/benchmarks/ladder"), help="of checkpoints"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    if unknown := sorted({*options.rows} - {*ROWS}):
+        parser.error(f"{unknown[0]} is no row: {', '.join(ROWS)}.")
+    torch.set_num_threads(1)
+    images = data.load(options.data)
+    for folder in (options.folder, options.results):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in options.rows or ROWS:
+        file = options.results / f"{name}.json"
+        if file.exists() and not options.again:
+            continue
+        row = ROWS[name]
+        model, seconds = train(name, row, images, options.folder, options.scale)
+        columns = {**measure(model, row, images), "minutes": round(seconds / 60, 2)}
+        result = {
+            "model": type(model).__name__,
+            "data": str(images),
+            "epochs": row.epochs,
+            "scale": options.scale,
+            "columns": {column: columns.get(column) for column in COLUMNS},
+            "targets": dict(row.targets),
+            "missed": missed(row, columns) if options.scale == 1 else None,
+            "seeds": 1,
+            "versions": {"torch": version("torch")},
+        }
+        print(name, json.dumps(result["columns"]), result["missed"] or "", flush=True)
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
