@@ -61,12 +61,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-# The models of ``aecourse train``: "sparse" is the SparseAutoencoder. Linear ones have their closed forms.
-TRAINABLE = {
-    (name.removesuffix("Autoencoder").removesuffix("VAE") or name).lower(): name
-    for name, module in MODELS.items()
-    if module != "linear"
-}
+def _short(name: str) -> str:
+    """TwoStageVAE is "two-stage" on the command line, SparseAutoencoder "sparse", and VAE "vae"."""
+    name = name.removesuffix("Autoencoder").removesuffix("VAE") or name
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
+
+
+# The models of ``aecourse train``. Linear ones have their closed forms.
+TRAINABLE = {_short(name): name for name, module in MODELS.items() if module != "linear"}
 # Options that only some models have: those that the class itself takes.
 NUMBERS = ("beta", "free-bits", "weight", "rho", "sigma")
 COUNTS = ("samples", "k", "levels")
@@ -86,7 +88,7 @@ def _add_train(commands) -> None:
         argument_default=argparse.SUPPRESS,
     )
     command.add_argument("model", choices=TRAINABLE)
-    command.add_argument("--folder", type=Path, required=True, help="for checkpoint.pt and history.json")
+    command.add_argument("--folder", type=Path, required=True, help="for checkpoints and history.json")
     command.add_argument("--data", default=None, help="digits, faces, mnist, ... (default: as the chapters)")
     command.add_argument("--network", choices=NETWORKS, default="mlp")
     command.add_argument("--code-dim", "--latent-dim", type=int, default=20, help="size of the code")
@@ -268,33 +270,36 @@ def train(options: argparse.Namespace) -> dict:
     if "classes" in parameters:  # a model of images given their labels
         settings["classes"] = int(images.train_labels.max()) + 1
         labels = {"labels": images.train_labels, "test_labels": images.test_labels}
+    if "data_size" in parameters:
+        settings["data_size"] = len(images.train)
     torch.manual_seed(options.seed)
     model = model_class.build(options.network, images.image_shape, options.code_dim, **settings)
-    history = fit(
-        model,
-        images.train,
-        **labels,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        beta=beta,
-        transform=data.binarize if options.binarize else None,
-        seed=options.seed,
-        test_images=images.test,
-        device=options.device,
-        precision=options.precision,
-        compile=options.compile,
-        checkpoint=options.folder / "checkpoint.pt",
-        checkpoint_steps=options.checkpoint_steps,
-        progress=not options.quiet,
-    )
+    stages, histories = model.stages() if hasattr(model, "stages") else [model], []
+    for number, stage in enumerate(stages, 1):
+        history = fit(
+            stage,
+            images.train,
+            **labels,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            lr=options.lr,
+            beta=beta if number == 1 else None,
+            transform=data.binarize if options.binarize else None,
+            seed=options.seed,
+            test_images=images.test,
+            device=options.device,
+            precision=options.precision,
+            compile=options.compile,
+            checkpoint=options.folder / ("checkpoint.pt" if number == 1 else f"checkpoint-{number}.pt"),
+            checkpoint_steps=options.checkpoint_steps,
+            progress=not options.quiet,
+        )
+        histories.append({"train": history.train, "test": history.test, "seconds": history.seconds})
     result = {
         "model": options.model,
         "data": str(images),
         "settings": {name: str(v) if isinstance(v, Path) else v for name, v in given.items()},
-        "train": history.train,
-        "test": history.test,
-        "seconds": history.seconds,
+        **(histories[0] if len(stages) == 1 else {"stages": histories}),
     }
     if int(os.environ.get("RANK", 0)) == 0:  # of several processes one reports
         path = options.folder / "history.json"
