@@ -434,7 +434,8 @@ class ContractiveAutoencoder(Autoencoder):
         options: those of :class:`Autoencoder`.
 
     Raises:
-        ValueError: a negative weight.
+        ValueError: a negative weight, or an encoder with batch normalisation: there an example's code depends
+            on other examples, and has no Jacobian of its own.
 
     Source: Rifai et al. (2011), equation 5.
     """
@@ -450,6 +451,11 @@ class ContractiveAutoencoder(Autoencoder):
     ):
         if not weight >= 0:
             raise ValueError(f"weight is {weight} but must be at least 0.")
+        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in encoder.modules()):
+            raise ValueError(
+                "encoder has batch normalisation, which makes each code depend on the whole batch, but the "
+                "contractive penalty needs codes of single examples."
+            )
         super().__init__(encoder, decoder, code=code, **options)
         self.weight = weight
 

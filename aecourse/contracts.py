@@ -39,9 +39,9 @@ def check_shapes(*arguments: tuple[str, Tensor, str]) -> dict[str, int]:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}.")
         if not tensor.is_floating_point():
+            convert = f"{name}.float()" + " / 255" * (tensor.dtype == torch.uint8)  # 8-bit grey values
             raise TypeError(
-                f"{name} has dtype {tensor.dtype} but needs a floating-point one: "
-                f"convert it with {name}.float()."
+                f"{name} has dtype {tensor.dtype} but needs a floating-point one: convert it with {convert}."
             )
         named, open_ended = _parse(pattern)
         shape = tuple(tensor.shape)
@@ -140,11 +140,25 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 def check_unit_interval(name: str, tensor: Tensor) -> None:
-    """Raise ``ValueError`` unless every value of ``tensor`` lies in [0, 1]."""
+    """Raise ``ValueError``, with the cure that fits, unless every value of ``tensor`` lies in [0, 1]."""
     low, high = map(float, torch.aminmax(tensor.detach()))
-    if not (low >= 0 and high <= 1):  # so written, it refuses NaN as well
-        hint = " Divide 8-bit images by 255." if low >= 0 and 1 < high <= 255 else ""
-        raise ValueError(f"{name} has values from {low:g} to {high:g} but needs [0, 1].{hint}")
+    if low >= 0 and high <= 1:
+        return
+    if low >= -0.5 and high <= 1.5:  # resized by interpolation, or rounded
+        cure = f" Interpolation overshoots: take {name}.clamp(0, 1)."
+    elif low >= -1.5 and high <= 1.5:
+        cure = f" Images in [-1, 1] become ({name} + 1) / 2."
+    elif low >= 0 and high <= 255:
+        cure = " Divide 8-bit images by 255."
+    else:  # among them NaN
+        cure = ""
+    raise ValueError(f"{name} has values from {_digits(low)} to {_digits(high)} but needs [0, 1].{cure}")
+
+
+def _digits(value: float) -> str:
+    """A number in as many digits as tell it from 0 and 1."""
+    short = f"{value:g}"
+    return short if float(short) == value or float(short) not in (0, 1) else f"{value:.9g}"
 
 
 def _tuple(words: list[str]) -> str:

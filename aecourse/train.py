@@ -8,6 +8,8 @@ sizes and other settings of Adam that differ between parameters (see :func:`fit`
 after each update, for what is learned without a gradient, such as the moving averages of a codebook.
 """
 
+import copy
+import inspect
 import math
 import os
 import time
@@ -24,6 +26,7 @@ from tqdm import tqdm
 
 from aecourse import checkpoint as checkpoints
 from aecourse.bounds import Loss
+from aecourse.contracts import check_count
 from aecourse.distributed import Team, all_sum, join
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -139,25 +142,44 @@ def fit(
         The :class:`History` of all epochs, in nats per example for models with a likelihood.
 
     Raises:
-        ValueError: an argument out of range, data the model refuses, a checkpoint of another model, other
-            data or other settings, parameter groups or players of a loss that do not fit the model.
+        TypeError, ValueError: an argument of another kind or out of range, data the model refuses, images of
+            another precision than the weights, a batch of one for batch normalisation, a checkpoint of
+            another model, other data or other settings, parameter groups or players of a loss that do not
+            fit the model.
         FloatingPointError: the loss or its gradient became NaN or infinite; the message says at which
             step and in which term. The weights are those before that step, and the last checkpoint is kept.
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value} but must be at least 1.")
+    check_count("epochs", epochs)
+    check_count("batch_size", batch_size)
     if not callable(lr) and not lr > 0:
         raise ValueError(f"lr is {lr} but must be positive.")
+    if beta is not None and not callable(beta):
+        raise TypeError(
+            f"beta is {beta!r} but must be a function of the step, as annealing schedules are. A weight that "
+            "stays the same belongs to the model: beta is an option of its class."
+        )
+    if transform is not None and not callable(transform):
+        raise TypeError(f"transform is {transform!r} but must be a function of a batch.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"model is a {type(model).__name__} without a parameter that can be trained.")
+    if beta is not None and not _takes(model.loss, "beta"):
+        raise ValueError(f"beta is given but the loss of {type(model).__name__} has no KL to weigh.")
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r} but must be one of {PRECISIONS}.")
-    if checkpoint_steps is not None and (checkpoint_steps < 1 or checkpoint is None):
-        raise ValueError("checkpoint_steps must be at least 1 and needs a checkpoint to write to.")
+    if checkpoint_steps is not None:
+        check_count("checkpoint_steps", checkpoint_steps)
+        if checkpoint is None:
+            raise ValueError(
+                f"checkpoint_steps is {checkpoint_steps} but there is no checkpoint to write to."
+            )
     if checkpoint is not None and Path(checkpoint).is_dir():
         raise ValueError(f"checkpoint is {str(checkpoint)!r}, a folder, but must name a file.")
-    _check_data(model, "images", images, "labels", labels)
+    _check_data(model, "images", images, "labels", labels, transform)
     if test_images is not None:
-        _check_data(model, "test_images", test_images, "test_labels", test_labels)
+        _check_data(model, "test_images", test_images, "test_labels", test_labels, transform)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if (len(images) % batch_size or batch_size) < 2 * processes:  # some process gets a single example
+        _check_single(model, images, labels, transform, batch_size)
 
     home = next(model.parameters()).device
     target = pick_device(device)
@@ -548,12 +570,64 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator, device="cpu")
 
 
-def _check_data(model: nn.Module, name: str, images: Tensor, labels_name: str, labels: Tensor | None) -> None:
+def _takes(function: Callable, name: str) -> bool:
+    """Whether a function takes an argument of this name."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _check_data(
+    model: nn.Module,
+    name: str,
+    images: Tensor,
+    labels_name: str,
+    labels: Tensor | None,
+    transform: Callable[[Tensor], Tensor] | None,
+) -> None:
     if len(images) == 0:
         raise ValueError(f"{name} holds no examples.")
+    required = inspect.signature(model.validate).parameters
     if labels is None:
+        if "labels" in required and required["labels"].default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{labels_name} is missing: {type(model).__name__} needs a label of each example."
+            )
         model.validate(images)
-        return
-    if len(labels) != len(images):
+    elif len(labels) != len(images):
         raise ValueError(f"{labels_name} has {len(labels)} entries but {name} holds {len(images)} examples.")
-    model.validate(images, labels)
+    elif not _takes(model.validate, "labels"):
+        raise ValueError(f"{labels_name} is given but {type(model).__name__} has no use for labels.")
+    else:
+        model.validate(images, labels)
+    types = {parameter.dtype for parameter in model.parameters()}
+    if images.dtype not in types and _first(images, transform).dtype not in types:
+        need = ", ".join(sorted(map(str, types)))
+        cure = f"{name}.float()" if torch.float32 in types else f"{name}.to({need})"
+        raise TypeError(f"{name} has dtype {images.dtype} but the model's weights are {need}: take {cure}.")
+
+
+def _check_single(
+    model: nn.Module, images: Tensor, labels: Tensor | None, transform: Callable | None, batch_size: int
+) -> None:
+    """Raise if the model cannot learn from a batch of one example, and will get one."""
+    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+        return
+    probe = copy.deepcopy(model).train()
+    extras = {} if labels is None else {"labels": labels[:1]}
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad(), torch.random.fork_rng([]):
+            probe.loss(_first(images, transform).to(device), **{k: v.to(device) for k, v in extras.items()})
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"batch_size is {batch_size}, so that a batch holds one of the {len(images)} images, and batch "
+            "normalisation needs two. Take another size, or leave out an image: images[:-1]."
+        ) from error
+
+
+def _first(images: Tensor, transform: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """The first image as the model will see it, ``(1, ...)``. The caller's generators stay as they are."""
+    with torch.random.fork_rng([]):
+        return images[:1] if transform is None else transform(images[:1])

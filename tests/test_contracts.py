@@ -149,20 +149,41 @@ def test_check_finite_counts_the_bad_values_and_names_the_first(bad):
         check_finite("x", x)
 
 
+CLAMP = " Interpolation overshoots: take x.clamp(0, 1)."
+
+
 @pytest.mark.parametrize(
-    ("values", "message", "hint"),
+    ("values", "message"),
     [
-        ([0.0, 255.0], "x has values from 0 to 255 but needs [0, 1].", True),
-        ([-0.5, 1.0], "x has values from -0.5 to 1 but needs [0, 1].", False),
-        ([-1.0, 200.0], "x has values from -1 to 200 but needs [0, 1].", False),
-        ([0.0, 4096.0], "x has values from 0 to 4096 but needs [0, 1].", False),
-        ([0.5, math.nan], "x has values from nan to nan but needs [0, 1].", False),
+        ([0.0, 255.0], "x has values from 0 to 255 but needs [0, 1]. Divide 8-bit images by 255."),
+        ([0.0, 2.0], "x has values from 0 to 2 but needs [0, 1]. Divide 8-bit images by 255."),
+        ([-1.0, 1.0], "x has values from -1 to 1 but needs [0, 1]. Images in [-1, 1] become (x + 1) / 2."),
+        (
+            [-1.0, 0.25],
+            "x has values from -1 to 0.25 but needs [0, 1]. Images in [-1, 1] become (x + 1) / 2.",
+        ),
+        ([0.0, 1.09], "x has values from 0 to 1.09 but needs [0, 1]." + CLAMP),
+        ([-0.125, 1.0], "x has values from -0.125 to 1 but needs [0, 1]." + CLAMP),
+        ([0.0, 1 + 2e-7], "x has values from 0 to 1.00000024 but needs [0, 1]." + CLAMP),
+        ([-1e-9, 0.5], "x has values from -1e-09 to 0.5 but needs [0, 1]." + CLAMP),
+        ([-1.0, 200.0], "x has values from -1 to 200 but needs [0, 1]."),
+        ([0.0, 4096.0], "x has values from 0 to 4096 but needs [0, 1]."),
+        ([0.5, math.nan], "x has values from nan to nan but needs [0, 1]."),
     ],
 )
-def test_check_unit_interval_states_the_range_and_hints_at_8_bit_images(values, message, hint):
+def test_check_unit_interval_states_the_range_and_the_cure_that_fits_it(values, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared below)
         check_unit_interval("x", torch.tensor(values))
-    assert str(caught.value) == message + (" Divide 8-bit images by 255." if hint else "")
+    assert str(caught.value) == message
+
+
+def test_8_bit_images_hear_at_once_what_to_do():
+    with pytest.raises(
+        TypeError, match=r"^x has dtype torch\.uint8 .* convert it with x\.float\(\) / 255\.$"
+    ):
+        check_shapes(("x", torch.zeros(3, dtype=torch.uint8), "batch"))
+    with pytest.raises(TypeError, match=r"torch\.int64 .* convert it with x\.float\(\)\.$"):
+        check_shapes(("x", torch.zeros(3, dtype=torch.int64), "batch"))
 
 
 def test_the_ends_of_the_unit_interval_belong_to_it():

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "downloads": set(),
     "data": {"contracts", "downloads", "mixtures", "sprites"},
     "checkpoint": {"distributed"},
-    "train": {"bounds", "checkpoint", "distributed"},
+    "train": {"bounds", "checkpoint", "contracts", "distributed"},
     "pyro_vae": {"likelihoods", "vae"},
     "plots": {"contracts", "train", "vae"},
 }

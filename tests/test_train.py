@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from aecourse import data
+from aecourse.autoencoders import Autoencoder
 from aecourse.bounds import Loss
 from aecourse.distributed import Team, all_sum, standard_normal
 from aecourse.likelihoods import reparameterize
@@ -708,8 +709,13 @@ def test_the_last_test_entry_is_what_evaluate_gives(images):
         ({"batch_size": 0}, r"^batch_size is 0 but must be at least 1"),
         ({"lr": 0.0}, r"^lr is 0\.0 but must be positive"),
         ({"lr": math.nan}, r"^lr is nan but must be positive"),
-        ({"checkpoint_steps": 5}, r"^checkpoint_steps must be at least 1 and needs a checkpoint"),
-        ({"checkpoint_steps": 0, "checkpoint": "vae.pt"}, r"^checkpoint_steps must be at least 1"),
+        ({"checkpoint_steps": 5}, r"^checkpoint_steps is 5 but there is no checkpoint to write to"),
+        ({"checkpoint_steps": 0, "checkpoint": "vae.pt"}, r"^checkpoint_steps is 0 but must be at least 1"),
+        ({"batch_size": 64.0}, r"^batch_size is 64\.0 but must be a whole number"),
+        ({"epochs": 1.5}, r"^epochs is 1\.5 but must be a whole number"),
+        ({"beta": 4.0}, r"^beta is 4\.0 but must be a function of the step.* beta is an option of its class"),
+        ({"transform": "binarize"}, r"^transform is 'binarize' but must be a function of a batch"),
+        ({"labels": torch.zeros(50)}, r"^labels is given but VAE has no use for labels"),
         ({"precision": "float16"}, r"^precision is 'float16' but must be one of"),
         ({"labels": torch.zeros(3)}, r"^labels has 3 entries but images holds 50 examples"),
         (
@@ -721,7 +727,7 @@ def test_the_last_test_entry_is_what_evaluate_gives(images):
 )
 def test_arguments_out_of_range_are_refused(images, options, message):
     model = kill_at(make(), 1)  # none of these gets as far as a first step
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         fit(model, images, **{**SETTINGS, **options})
 
 
@@ -737,6 +743,49 @@ def test_data_are_checked_before_the_first_step(images):
             fit(make(), **{"images": images, name: images[:0]}, epochs=1, **SETTINGS)
     with pytest.raises(ValueError, match=r"^images holds no examples"):
         mean_loss(make(), images[:0])
+
+
+def test_what_a_model_cannot_use_is_refused_by_name(images):
+    frozen = make().requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^model is a VAE without a parameter that can be trained"):
+        fit(frozen, images, epochs=1, **SETTINGS)
+    plain = Autoencoder.mlp((1, 4, 4), 2, hidden=(8,))
+    with pytest.raises(ValueError, match=r"^beta is given but the loss of Autoencoder has no KL to weigh"):
+        fit(plain, images, epochs=1, beta=lambda step: 1.0, **SETTINGS)
+    conditional = ConditionalVAE.build("mlp", (1, 4, 4), 2, classes=3, hidden=(8,))
+    with pytest.raises(ValueError, match=r"^labels is missing: ConditionalVAE needs a label of each"):
+        fit(conditional, images, epochs=1, **SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["images", "test_images"])
+def test_images_of_another_precision_are_refused_with_the_cure(images, name):
+    data = {"images": images, "test_images": images[:5]}
+    data[name] = torch.from_numpy(data[name].numpy().astype("float64"))
+    message = rf"^{name} has dtype torch\.float64 but .* are torch\.float32: take {name}\.float\(\)\.$"
+    with pytest.raises(TypeError, match=message):
+        fit(kill_at(make(), 1), **data, epochs=1, **SETTINGS)
+    message = r"^images has dtype torch\.float32 .* take images\.to\(torch\.float64\)"
+    with pytest.raises(TypeError, match=message):
+        fit(kill_at(make().double(), 1), images, epochs=1, **SETTINGS)
+    # What the transform makes of them is what counts.
+    fit(make(), **data, epochs=1, transform=lambda x: x.float(), **SETTINGS)
+
+
+def test_a_last_batch_of_one_is_refused_where_batch_norm_cannot_learn_from_it(images, monkeypatch):
+    def normalised(kind, **options):
+        torch.manual_seed(0)
+        return VAE.build(kind, (1, 4, 4), 2, batch_norm=True, **options)
+
+    model = kill_at(normalised("mlp", hidden=(8,)), 1)
+    with pytest.raises(ValueError, match=r"^batch_size is 7, .* one of the 50 images, and batch norm"):
+        fit(model, images, epochs=1, **{**SETTINGS, "batch_size": 7})
+    fit(normalised("mlp", hidden=(8,)), images[:49], epochs=1, **{**SETTINGS, "batch_size": 7})
+    # Convolutions have enough numbers in one image; to look whether that is so changes nothing.
+    looked, plain = normalised("conv", channels=(3,)), normalised("conv", channels=(3,))
+    fit(looked, images, epochs=1, **{**SETTINGS, "batch_size": 7})
+    monkeypatch.setattr("aecourse.train._check_single", lambda *arguments: None)
+    fit(plain, images, epochs=1, **{**SETTINGS, "batch_size": 7})
+    assert same(looked, plain)
 
 
 # ------------------------------------------------------- schedules, transforms and labels
