@@ -13,8 +13,8 @@ from aecourse.models import MODELS
 __version__ = "0.1.0"
 
 _MODULES = (
-    "autoencoders bounds contracts data disentanglement evaluate gradients inference iwae likelihoods linear "
-    "mixtures nets plots reference train vae zoo"
+    "autoencoders bounds compression contracts data disentanglement evaluate gradients inference iwae "
+    "likelihoods linear mixtures nets plots reference train vae zoo"
 ).split()
 _NAMES = MODELS | {
     "Loss": "bounds",

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_train(commands)
 
     reference = commands.add_parser("train-reference", help="train a model that ships with the package")
-    reference.add_argument("name", help="mnist_vae")
+    reference.add_argument("name", help="mnist_vae, mnist_features or digits_features")
     reference.add_argument("--folder", type=Path, default=Path("aecourse/weights"), help="where to write it")
 
     _add_grade(commands)

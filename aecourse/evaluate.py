@@ -13,19 +13,21 @@ standard error, and small where that is.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from aecourse.bounds import log_mean_exp
-from aecourse.contracts import check_count, check_finite, check_labels, check_shapes
+from aecourse.bounds import Loss, log_mean_exp
+from aecourse.contracts import check_batch, check_count, check_finite, check_labels, check_shapes
 from aecourse.extras import needs
 from aecourse.likelihoods import gaussian_kl_per_dimension, gaussian_log_density, reparameterize
+from aecourse.nets import MLPEncoder
 
 
 class Estimate(NamedTuple):
@@ -435,6 +437,269 @@ def auroc(scores_in: Tensor, scores_out: Tensor) -> float:
     return int((below + not_above).sum()) / (2 * sizes["N"] * sizes["M"])
 
 
+# ------------------------------------------------------------------------- how samples look
+
+
+class FeatureNetwork(nn.Module):
+    """A classifier whose last hidden layer says what is in an image: the eyes of :func:`frechet_distance`.
+
+    Published Frechet distances look through an Inception network of photographs, which is not part of this
+    course: theirs cannot be compared with those here, nor those of two networks of this class.
+    :func:`aecourse.reference.load_features` has trained ones.
+
+    Args:
+        encoder: maps ``(batch, *image_shape)`` to ``(batch, features)``; a ReLU follows.
+        image_shape: for example ``(1, 28, 28)``.
+        features: how many.
+        classes: how many labels there are.
+
+    Raises:
+        TypeError, ValueError: ``features`` or ``classes`` is no such count.
+    """
+
+    def __init__(self, encoder: nn.Module, *, image_shape: Sequence[int], features: int, classes: int):
+        super().__init__()
+        check_count("features", features)
+        check_count("classes", classes, least=2)
+        self.encoder = encoder
+        self.head = nn.Linear(features, classes)
+        self.image_shape = tuple(image_shape)
+        self.classes = classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last hidden layer holds: ``(batch, *image_shape)`` to ``(batch, features)``."""
+        check_batch("x", x, self.image_shape)
+        return F.relu(self.encoder(x).to(x.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """p(class | x), ``(batch, *image_shape)`` to ``(batch, classes)``; each row has the sum 1."""
+        return self._logits(x).softmax(dim=1)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x)).to(x.dtype)
+
+    def loss(self, x: Tensor, labels: Tensor) -> Loss:
+        """Cross-entropy in nats, and the share of images that are classified wrongly."""
+        check_labels("labels", labels, (len(x),))
+        logits = self._logits(x)
+        error = (logits.argmax(dim=1) != labels).to(x.dtype).mean()
+        return Loss(total=F.cross_entropy(logits, labels), parts={"error": error})
+
+    def validate(self, images: Tensor, labels: Tensor | None = None) -> None:
+        """Refuse images and labels this network cannot be trained on; ``fit`` asks once.
+
+        Raises:
+            TypeError, ValueError: another shape, NaN or infinity, labels of another type, number or range,
+                or none at all.
+        """
+        check_batch("images", images, self.image_shape)
+        check_finite("images", images)
+        if labels is None:
+            raise ValueError("labels is missing: a classifier cannot be trained without them.")
+        check_labels("labels", labels, (len(images),), self.classes)
+
+
+def feature_network(
+    image_shape: Sequence[int],
+    classes: int = 10,
+    *,
+    features: int = 64,
+    hidden: Sequence[int] = (128,),
+    dropout: float = 0.2,
+) -> FeatureNetwork:
+    """A small :class:`FeatureNetwork`, a multi-layer perceptron, not trained yet: ``fit`` it with labels.
+
+    Args:
+        image_shape, features, classes: as for the class.
+        hidden: sizes of the layers before the last hidden one.
+        dropout: the probability to set one of their units to zero in training.
+
+    Raises:
+        TypeError, ValueError: sizes that are no such counts, a dropout outside [0, 1).
+    """
+    encoder = MLPEncoder(image_shape, features, hidden, dropout=dropout, gaussian=False)
+    return FeatureNetwork(encoder, image_shape=image_shape, features=features, classes=classes)
+
+
+def frechet_distance(features: Tensor, others: Tensor) -> Tensor:
+    r"""How far apart two sets of images are: the Frechet distance of Gaussians fitted to their features.
+
+    It compares means and covariances and nothing else. Both sets being finite, it is above 0 even for two
+    sets from one source, and the higher the smaller they are. Compare sets of equal sizes only, and with
+    :func:`frechet_floor`.
+
+    Args:
+        features: ``(N, k)``, for example of samples from a model, :meth:`FeatureNetwork.features`.
+        others: ``(M, k)``, for example of test images.
+
+    Returns:
+        ``()``, float64, in squared units of the features; see :func:`gaussian_frechet_distance`. The
+        covariances are divided by N - 1 and M - 1.
+
+    Raises:
+        TypeError, ValueError: shapes that do not fit, fewer than two rows, NaN or infinity.
+
+    Source: Heusel et al. (2017), equation 6.
+    """
+    sizes = check_shapes(("features", features, "N k"), ("others", others, "M k"))
+    moments = []
+    for name, values, count in (("features", features, sizes["N"]), ("others", others, sizes["M"])):
+        check_count(f"the number of rows of {name}", count, least=2)
+        check_finite(name, values)
+        values = values.double()
+        mean = values.mean(dim=0)
+        centred = values - mean
+        moments += [mean, centred.T @ centred / (count - 1)]
+    return gaussian_frechet_distance(*moments)
+
+
+def frechet_floor(features: Tensor, *, repeats: int = 10, seed: int = 0) -> Estimate:
+    """The Frechet distance between two random halves of a set: what nobody can be expected to beat.
+
+    The halves are drawn at random and not taken in order, for files are sorted more often than one thinks:
+    the first half of MNIST's test images was written by other people than the second.
+
+    Args:
+        features: ``(N, k)``, for example of test images; the floor is that of sets of N / 2.
+        repeats: how often the set is divided, at least two.
+        seed: of the divisions.
+
+    Returns:
+        An :class:`Estimate` of ``()``, float64: the mean over divisions of this one set, and its standard
+        error.
+
+    Raises:
+        TypeError, ValueError: as in :func:`frechet_distance`, fewer than four rows, ``repeats`` no count.
+    """
+    count = check_shapes(("features", features, "N k"))["N"]
+    check_count("the number of rows of features", count, least=4)
+    check_count("repeats", repeats, least=2)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    distances = []
+    for _ in range(repeats):
+        order = torch.randperm(count, generator=generator, device="cpu").to(features.device)
+        first, second = features[order[: count // 2]], features[order[count // 2 :]]
+        distances.append(frechet_distance(first, second))
+    distances = torch.stack(distances)
+    return Estimate(distances.mean(), distances.std() / math.sqrt(repeats))
+
+
+def gaussian_frechet_distance(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor) -> Tensor:
+    r"""The squared 2-Wasserstein distance between two Gaussians, in closed form.
+
+    .. math:: \|\mu_1 - \mu_2\|^2 + \operatorname{tr} \Sigma_1 + \operatorname{tr} \Sigma_2
+              - 2 \operatorname{tr} \left(\Sigma_1^{1/2} \Sigma_2\, \Sigma_1^{1/2}\right)^{1/2}
+
+    The last trace is the sum of the singular values of :math:`\Sigma_1^{1/2} \Sigma_2^{1/2}`, which takes
+    the root of each covariance once: nothing is lost where they are singular, and they commute or not.
+
+    Args:
+        mean: ``(k,)``.
+        cov: ``(k, k)``, symmetric and positive semidefinite.
+        other_mean: ``(k,)``.
+        other_cov: ``(k, k)``.
+
+    Returns:
+        ``()``, float64, in squared units; 0 for equal Gaussians, never negative.
+
+    Raises:
+        TypeError, ValueError: shapes that do not fit, NaN or infinity, a matrix that is not symmetric or
+            has a negative eigenvalue.
+
+    Source: Dowson & Landau (1982), equation 4.
+    """
+    patterns = {"mean": "k", "cov": "k k", "other_mean": "k", "other_cov": "k k"}
+    arguments = (mean, cov, other_mean, other_cov)
+    check_shapes(*((name, tensor, patterns[name]) for name, tensor in zip(patterns, arguments)))
+    for name, tensor in zip(patterns, arguments):
+        check_finite(name, tensor)
+    root, other_root = _symmetric_root("cov", cov), _symmetric_root("other_cov", other_cov)
+    overlap = torch.linalg.svdvals(root @ other_root).sum()
+    apart = (mean.double() - other_mean.double()).square().sum()
+    spread = root.square().sum() + other_root.square().sum()  # the traces, of what the roots are roots of
+    return apart + (spread - 2 * overlap).clamp(min=0)
+
+
+class Coverage(NamedTuple):
+    """Which classes a set of samples falls into."""
+
+    shares: Tensor
+    """``(classes,)``, the share of samples in each class, float64."""
+
+    kl: Tensor
+    """``()``, nats: KL of the shares from those that they should have, 0 where they agree."""
+
+    confidence: Tensor
+    """``()``: how sure it is on average that a sample belongs to any class; low where samples lie between."""
+
+    hit: int
+    """Classes in which there is a sample."""
+
+
+def coverage(probabilities: Tensor) -> Coverage:
+    r"""Do samples show all classes, equally often, and clearly?
+
+    .. math:: \mathrm{KL}(h \,\|\, \mathrm{uniform}) = \log C + \sum_c h_c \log h_c
+
+    with h the histogram of each sample's most probable class. It lies between 0 and log C, where all samples
+    are of one class. Of N samples from the uniform distribution it is (C - 1) / 2N on average.
+
+    Args:
+        probabilities: ``(N, classes)``, p(class | sample) from a classifier such as :class:`FeatureNetwork`;
+            each row has the sum 1.
+
+    Returns:
+        A :class:`Coverage`. Its confidence is the mean probability of the most probable class.
+
+    Raises:
+        TypeError, ValueError: another shape, no samples, fewer than two classes, rows that are no
+            probabilities.
+    """
+    sizes = check_shapes(("probabilities", probabilities, "N classes"))
+    check_count("N, the number of samples,", sizes["N"])
+    check_count("classes", sizes["classes"], least=2)
+    probabilities = probabilities.double()
+    sums = probabilities.sum(dim=1)
+    if not ((probabilities >= 0).all() and ((sums - 1).abs() < 1e-2).all()):
+        raise ValueError(
+            f"probabilities has values from {probabilities.min():g} and sums of rows from {sums.min():g} to "
+            f"{sums.max():g}, but needs values of at least 0 and sums of 1: apply softmax to logits."
+        )
+    confidence, classes = probabilities.max(dim=1)
+    uniform = torch.full_like(probabilities[0], 1 / sizes["classes"])
+    return _coverage(classes, uniform, confidence.mean())
+
+
+def mode_coverage(mixture, points: Tensor, *, radius: float = 3.0) -> Coverage:
+    """The same for points and a density whose modes are known: which of them did a model find?
+
+    Args:
+        mixture: an :class:`aecourse.mixtures.GaussianMixture`, such as ``data.mixture_ring()``.
+        points: ``(N, D)``.
+        radius: how many standard deviations from its mean a component reaches.
+
+    Returns:
+        A :class:`Coverage` whose classes are the components: each point belongs to the nearest, in its
+        standard deviations. The KL is that from the weights of the mixture; the confidence is the share of
+        points within ``radius``; and only these hit a component.
+
+    Raises:
+        TypeError, ValueError: ``points`` has another shape, no rows, NaN; ``radius`` is not positive.
+    """
+    sizes = check_shapes(("the mixture's means", mixture.means, "k D"), ("points", points, "N D"))
+    check_count("N, the number of points,", sizes["N"])
+    check_finite("points", points)
+    if not radius > 0:
+        raise ValueError(f"radius is {radius} but must be positive: it counts standard deviations.")
+    factors = torch.linalg.cholesky(mixture.covs.double())
+    differences = (points.double().unsqueeze(1) - mixture.means.double()).unsqueeze(3)
+    distances = torch.linalg.solve_triangular(factors, differences, upper=False).squeeze(3).norm(dim=2)
+    nearest, components = distances.min(dim=1)
+    near = nearest <= radius
+    found = _coverage(components, mixture.weights.double(), near.double().mean())
+    return found._replace(hit=len(components[near].unique()))
+
+
 # -------------------------------------------------------------------------------- inner parts
 
 
@@ -456,3 +721,26 @@ def _per_example(
         given = {} if labels is None else {"labels": labels[i : i + 1]}
         estimates.append(estimate(torch.cat([log_weights(x[i : i + 1], n, **given) for n in counts])))
     return Estimate(*(torch.cat(parts) for parts in zip(*estimates)))
+
+
+def _symmetric_root(name: str, cov: Tensor) -> Tensor:
+    """The symmetric square root of a positive semidefinite matrix, in double precision."""
+    # Rounding in the precision in which it was made.
+    tolerance = len(cov) * torch.finfo(cov.dtype).eps * cov.abs().max().double()
+    cov = cov.double()
+    if (cov - cov.T).abs().max() > tolerance:
+        raise ValueError(f"{name} must be symmetric; it differs from its transpose.")
+    eigenvalues, vectors = torch.linalg.eigh(cov)
+    if eigenvalues[0] < -tolerance:
+        raise ValueError(f"{name} has the eigenvalue {eigenvalues[0]:g} but must be positive semidefinite.")
+    # The root of what is 0 but for rounding, 1e-16, would be 1e-8.
+    kept = eigenvalues.where(eigenvalues > len(cov) * torch.finfo(cov.dtype).eps * eigenvalues[-1], 0.0)
+    return vectors * kept.sqrt() @ vectors.T
+
+
+def _coverage(classes: Tensor, expected: Tensor, confidence: Tensor) -> Coverage:
+    """Of the class of each sample, ``(N,)``, and the shares that the classes should have."""
+    counts = torch.zeros_like(expected).index_add_(0, classes, torch.ones_like(classes, dtype=expected.dtype))
+    shares = counts / len(classes)
+    kl = (torch.xlogy(shares, shares) - torch.xlogy(shares, expected)).sum()
+    return Coverage(shares, kl.clamp(min=0), confidence, int((counts > 0).sum()))

@@ -356,6 +356,13 @@ FUNCTIONS = {
     ),
     "evaluate.auroc": lambda m, v, f: evaluate.auroc(m[:, 0].contiguous(), v[:, 0]),
     "evaluate.log_mean_weight": lambda m, v, f: evaluate.log_mean_weight(m),
+    "evaluate.frechet_distance": lambda m, v, f: evaluate.frechet_distance(m, v),
+    "evaluate.frechet_floor": lambda m, v, f: evaluate.frechet_floor(m, repeats=2),
+    "evaluate.gaussian_frechet_distance": lambda m, v, f: evaluate.gaussian_frechet_distance(
+        m[0], mixture_on(m.device).covs[0], v[0], mixture_on(m.device).covs[1]
+    ),
+    "evaluate.coverage": lambda m, v, f: evaluate.coverage(m.softmax(dim=1)),
+    "evaluate.mode_coverage": lambda m, v, f: evaluate.mode_coverage(mixture_on(m.device), m),
     "disentanglement.beta_vae_score": lambda m, v, f: disentanglement.beta_vae_score(m, f, votes=30),
     "disentanglement.factor_vae_score": lambda m, v, f: disentanglement.factor_vae_score(m, f, votes=30),
     "disentanglement.mutual_information_gap": lambda m, v, f: disentanglement.mutual_information_gap(m, f),

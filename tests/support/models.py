@@ -16,6 +16,7 @@ from aecourse.autoencoders import (
     DenoisingAutoencoder,
     SparseAutoencoder,
 )
+from aecourse.evaluate import feature_network
 from aecourse.iwae import IWAE
 from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, LinearVAE
 from aecourse.vae import VAE
@@ -61,6 +62,11 @@ MODELS = {
     "IWAE stl": Case(lambda: IWAE.mlp(IMAGE, 2, bound="elbo", gradient="stl", **SMALL)),
     "IWAE dreg": Case(lambda: IWAE.mlp(IMAGE, 2, gradient="dreg", samples=3, **SMALL)),
     "conditional VAE": Case(lambda: ConditionalVAE.build("mlp", IMAGE, 2, classes=3, **SMALL), labels=3),
+    "features": Case(
+        lambda: feature_network(IMAGE, 3, features=4, **SMALL),
+        labels=3,
+        looks=lambda model, x, labels: (model(x), model.features(x)),
+    ),
     "two players": Case(Adversarial, POINT),
     "three players": Case(ThreePlayers, POINT),
 }
