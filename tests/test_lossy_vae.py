@@ -1,4 +1,4 @@
-"""The lossy VAE: who sees which pixel, what a decoder with a window leaves for z, and drawing pixel by pixel."""
+"""The lossy VAE: who sees which pixel, what a window leaves for z, and drawing pixel by pixel."""
 
 import math
 from itertools import product
@@ -282,7 +282,7 @@ def test_the_textures_are_what_the_table_says(textures):
     ],
 )
 def test_what_is_left_for_z_exactly(textures, window, without_z, with_z, information):
-    """The whole paper in one table: z = the class costs what it knows about x, and buys what the window hides.
+    """The whole paper in one table: z = the class costs what it knows, and buys what the window hides.
 
     With all pixels in sight it is a tie. With none, knowing the class buys nothing either.
     """
@@ -314,10 +314,10 @@ def test_training_finds_what_is_left_for_z(textures):
         model = LossyVAE.build("mlp", (1, 1, 12), 1, hidden=(32,), **window, progress=False)
         assert receptive_field(model.decoder, (1, 12)).sum(dim=1)[-1] == (1 if masked_layers == 1 else 11)
         loop = {"batch_size": 100, "lr": 0.01, "beta": lambda step: linear_annealing(step, 60, 120)}
-        fit(model, images, epochs=14, **loop, device="cpu", progress=False)
+        fit(model, images, epochs=10, **loop, device="cpu", progress=False)
         model.double()
         kl = (p * gaussian_kl(*model.encode(textures.strings))).sum()
-        bound = (p * model.elbo(textures.strings, samples=20)).sum()
+        bound = (p * model.elbo(textures.strings, samples=2)).sum()
         assert bound < -6.85  # the entropy: nothing is better
         found[masked_layers] = kl, bound
     (kl, bound), (kl_of_wide, bound_of_wide) = found[1], found[3]
@@ -434,21 +434,17 @@ def test_all_that_a_vae_can_do():
 
 
 def test_training_on_digits():
-    digits = data.load("digits")
-    torch.manual_seed(0)
-    model = LossyVAE.build("mlp", (1, 8, 8), 6, hidden=(64,), kernel_size=3, planes=2, progress=False)
-    fit(
-        model,
-        digits.train,
-        epochs=20,
-        batch_size=64,
-        lr=3e-3,
-        transform=data.binarize,
-        device="cpu",
-        progress=False,
-    )
-    tested = mean_loss(model, digits.test, transform=data.binarize)
-    print(tested)
+    """A window explains black and white digits better than none, and needs less of z."""
+    digits, tested = data.load("digits"), {}
+    for kernel_size in (1, 5):
+        torch.manual_seed(0)
+        sizes = {"hidden": (64,), "kernel_size": kernel_size, "features": 8, "planes": 2}
+        model = LossyVAE.build("mlp", (1, 8, 8), 6, **sizes, progress=False)
+        loop = {"epochs": 12, "batch_size": 64, "lr": 5e-3, "device": "cpu", "progress": False}
+        fit(model, digits.train.round(), **loop)
+        tested[kernel_size] = mean_loss(model, digits.test.round())
+    assert tested[5]["total"] < 19.5  # 19.0 measured; 20.0 without a window
+    assert tested[5]["kl"] < 3 < tested[1]["kl"]  # 2.3 and 4.0
 
 
 # ---------------------------------------------------------------------------------- bad inputs
@@ -480,7 +476,11 @@ def test_bad_inputs_are_refused():
     x = all_images((1, 2, 3))[:4]
     for call, error, message in (
         (lambda: LossyVAE.build("conv1d", (1, 8), 2), ValueError, r"^image_shape is \(1, 8\) but needs \(ch"),
-        (lambda: model.log_likelihood(x[..., :2], z), ValueError, r"^x has shape \(4, 1, 2, 2\) but this mod"),
+        (
+            lambda: model.log_likelihood(x[..., :2], z),
+            ValueError,
+            r"^x has shape \(4, 1, 2, 2\) but this mod",
+        ),
         (lambda: model.log_likelihood(x, z[:, :1]), ValueError, r"^z has shape \(4, 1\) but this model"),
         (lambda: model.decode(z[:, :1]), ValueError, r"^z has shape \(4, 1\) but this model needs"),
         (lambda: model.decode(z.long()), TypeError, r"^z has dtype torch\.int64"),
