@@ -352,23 +352,23 @@ class HistogramPrior(nn.Module):
     def __init__(self, codes: int, grid: Sequence[int]):
         super().__init__()
         self.codes, self.grid = codes, tuple(grid)
-        self.register_buffer("log_probabilities", torch.full((codes,), -math.log(codes)))
+        self.register_buffer("logits", torch.zeros(codes))
         self.register_buffer("fitted", torch.tensor(False))
 
     def fit_(self, indices: Tensor, smoothing: float = 0.5) -> None:
         """Count the codes of ``(N, *grid)``. Each gets ``smoothing`` occurrences more than it has, so that
         one that occurs later only is not impossible (Krichevsky & Trofimov 1981)."""
-        n = _histogram(indices, self.codes).to(self.log_probabilities.dtype) + smoothing
-        self.log_probabilities.copy_((n / n.sum()).log())
+        n = _histogram(indices, self.codes).to(self.logits.dtype) + smoothing
+        self.logits.copy_(n.log())
         self.fitted.fill_(True)
 
     def log_prob(self, indices: Tensor) -> Tensor:
         """log p(k), nats per example: ``(batch, *grid)`` to ``(batch,)``."""
-        return self.log_probabilities[indices].flatten(1).sum(dim=1)
+        return self.logits.log_softmax(dim=0)[indices].flatten(1).sum(dim=1)
 
     def sample(self, count: int) -> Tensor:
         """``(count, *grid)``."""
-        draws = self.log_probabilities.exp().multinomial(count * math.prod(self.grid), replacement=True)
+        draws = self.logits.softmax(dim=0).multinomial(count * math.prod(self.grid), replacement=True)
         return draws.view(count, *self.grid)
 
 
