@@ -45,6 +45,7 @@ MAY_IMPORT = {
 # A further model is made of the parts above, and of no other further model.
 PARTS = {"contracts", "distributed", "likelihoods", "bounds", "nets", "gradients", "vae"}
 MAY_IMPORT |= {f"zoo/{path.stem}": PARTS for path in (REPOSITORY / "aecourse" / "zoo").glob("[!_]*.py")}
+MAY_IMPORT["zoo/vqvae"] = PARTS | {"zoo.lossy_vae"}  # its prior over codes is made of masked convolutions
 
 PACKAGES = ("aecourse.checks", "aecourse.grading")
 

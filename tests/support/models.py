@@ -21,10 +21,14 @@ from aecourse.iwae import IWAE
 from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, LinearVAE
 from aecourse.vae import VAE
 from aecourse.zoo.conditional import ConditionalVAE
+from aecourse.zoo.vqvae import VQVAE
 from support.players import Adversarial, ThreePlayers
 
 IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
 SMALL = {"hidden": (5,)}
+
+
+CODES = {"codes": 6, "channels": (2, 3), "fsq_levels": (2, 3), "prior_channels": 3, "prior_layers": 1}
 
 
 class Case(NamedTuple):
@@ -32,6 +36,19 @@ class Case(NamedTuple):
     shape: tuple[int, ...] = IMAGE
     labels: int = 0  # how many classes, for a conditional model
     looks: Callable[..., Iterable[Tensor]] | None = None  # of (model, x, **labels): what one does besides
+
+
+def discrete(model: VQVAE, x: Tensor) -> Iterable[Tensor]:
+    """What one does with a model of discrete codes; on the fake GPU no prior ever says that it was fitted."""
+    model.train()
+    model.loss(x)
+    model.after_step()
+    model.fit_histogram(x)
+    yield from (*model.parameters(), *model.buffers())
+    yield from (model.indices(x), model.bound(x), model.reconstruct(x), model.sample(3, "uniform"))
+    for prior in model.priors.values():
+        yield model.decode(prior.sample(3))
+        yield prior.log_prob(prior.sample(3))
 
 
 MODELS = {
@@ -67,6 +84,12 @@ MODELS = {
         labels=3,
         looks=lambda model, x, labels: (model(x), model.features(x)),
     ),
+    "VQVAE ema": Case(lambda: VQVAE.build("conv", IMAGE, 2, **CODES), looks=discrete),
+    "VQVAE gradient": Case(
+        lambda: VQVAE.build("conv", IMAGE, 2, quantizer="gradient", **CODES), looks=discrete
+    ),
+    "VQVAE fsq": Case(lambda: VQVAE.build("conv", IMAGE, 2, quantizer="fsq", **CODES), looks=discrete),
+    "prior over codes": Case(lambda: VQVAE.build("conv", IMAGE, 2, **CODES).stages()[1]),
     "two players": Case(Adversarial, POINT),
     "three players": Case(ThreePlayers, POINT),
 }
