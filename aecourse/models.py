@@ -10,4 +10,6 @@ MODELS = {
     "VAE": "vae",
     "IWAE": "iwae",
     "ConditionalVAE": "zoo.conditional",
+    "FactorVAE": "zoo.factor_vae",
+    "BetaTCVAE": "zoo.factor_vae",
 }

@@ -20,6 +20,7 @@ from aecourse.iwae import IWAE
 from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, LinearVAE
 from aecourse.vae import VAE
 from aecourse.zoo.conditional import ConditionalVAE
+from aecourse.zoo.factor_vae import BetaTCVAE, FactorVAE
 from support.players import Adversarial, ThreePlayers
 
 IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
@@ -61,6 +62,9 @@ MODELS = {
     "IWAE stl": Case(lambda: IWAE.mlp(IMAGE, 2, bound="elbo", gradient="stl", **SMALL)),
     "IWAE dreg": Case(lambda: IWAE.mlp(IMAGE, 2, gradient="dreg", samples=3, **SMALL)),
     "conditional VAE": Case(lambda: ConditionalVAE.build("mlp", IMAGE, 2, classes=3, **SMALL), labels=3),
+    "factor VAE": Case(lambda: FactorVAE.mlp(IMAGE, 2, critic_hidden=(4,), samples=2, **SMALL)),
+    "beta-TC VAE": Case(lambda: BetaTCVAE.mlp(IMAGE, 2, data_size=10, samples=2, **SMALL)),
+    "beta-TC VAE weighted": Case(lambda: BetaTCVAE.mlp(IMAGE, 2, data_size=10, sampling="weighted", **SMALL)),
     "two players": Case(Adversarial, POINT),
     "three players": Case(ThreePlayers, POINT),
 }
