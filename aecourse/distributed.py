@@ -171,6 +171,28 @@ def all_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def whole_batch(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of all processes that train together, in the order of the batch, and where one's own are.
+
+    It is for losses that compare the examples of a batch with each other. A gradient goes back to the process
+    that has the row. All processes must call it, and go back through it, equally often.
+
+    Alone, it is the rows themselves; so it is where noise is not shared, as in evaluation, when every process
+    has all examples, and in a compiled loss, which then knows its own part of the batch only.
+
+    Args:
+        rows: ``(count, ...)``, one for each example of this process.
+
+    Returns:
+        ``(batch, ...)``, and the places of ``rows`` in it, ``(count,)`` int64.
+    """
+    team = Team.sharing
+    if team is None:
+        return rows, torch.arange(len(rows), device=rows.device)
+    own = team._places().to(rows.device)
+    return _WholeBatch.apply(rows, own, team), own
+
+
 def standard_normal(shape: Sequence[int], like: Tensor, batch_dim: int | None = 0) -> Tensor:
     """Draws from N(0, 1), with the dtype and on the device of ``like``: what ``torch.randn`` gives.
 
@@ -188,6 +210,27 @@ def standard_normal(shape: Sequence[int], like: Tensor, batch_dim: int | None = 
     if Team.sharing is None:
         return torch.randn(shape, dtype=like.dtype, device=like.device)
     return Team.sharing.draw(torch.randn, shape, batch_dim, dtype=like.dtype, device=like.device)
+
+
+class _WholeBatch(torch.autograd.Function):
+    """See :func:`whole_batch`."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, own: Tensor, team: Team) -> Tensor:
+        ctx.own, ctx.team = own, team
+        whole = rows.new_zeros(team.whole, *rows.shape[1:])
+        if team.count:
+            whole[own] = rows
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        # Each process's loss is the mean over its own examples, and so is what its gradient is averaged as.
+        count = ctx.team.count
+        gradient = gradient * count if count else torch.zeros_like(gradient)
+        dist.all_reduce(gradient)
+        return gradient[ctx.own] / max(count, 1), None, None
 
 
 class _SharedNoise(TorchFunctionMode):

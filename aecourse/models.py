@@ -11,4 +11,6 @@ MODELS = {
     "IWAE": "iwae",
     "ConditionalVAE": "zoo.conditional",
     "VQVAE": "zoo.vqvae",
+    "FactorVAE": "zoo.factor_vae",
+    "BetaTCVAE": "zoo.factor_vae",
 }

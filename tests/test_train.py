@@ -972,6 +972,7 @@ TEAM = """
 import json, os, sys, torch
 from aecourse import VAE, LinearAutoencoder, data, fit
 from aecourse.bounds import Loss
+from aecourse.zoo.factor_vae import BetaTCVAE, FactorVAE
 torch.set_num_threads(1)
 kinds, folder = sys.argv[1].split(), sys.argv[2]
 def train(kind):
@@ -993,6 +994,10 @@ def train(kind):
         model = players(seed)
     elif kind == "samples":
         model = VAE.mlp((1, 4, 4), 2, hidden=(8,), samples=8)  # as many as each process has examples
+    elif kind == "factor":  # it permutes codes over the whole batch
+        model = FactorVAE.mlp((1, 4, 4), 2, hidden=(8,), critic_hidden=(8,))
+    elif kind == "tc":  # it compares each code with those of the whole batch
+        model = BetaTCVAE.mlp((1, 4, 4), 2, hidden=(8,), data_size=49)
     else:
         model = VAE.mlp((1, 4, 4), 2, hidden=(8,))
     calls, plain = 0, model.loss
@@ -1063,7 +1068,7 @@ def result(folder: Path, name: str) -> tuple[dict, dict]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-KINDS = ["linear", "vae", "players", "samples"]
+KINDS = ["linear", "vae", "players", "samples", "factor", "tc"]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, Linea
 from aecourse.vae import VAE
 from aecourse.zoo.conditional import ConditionalVAE
 from aecourse.zoo.vqvae import VQVAE
+from aecourse.zoo.factor_vae import BetaTCVAE, FactorVAE
 from support.players import Adversarial, ThreePlayers
 
 IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
@@ -90,6 +91,9 @@ MODELS = {
     ),
     "VQVAE fsq": Case(lambda: VQVAE.build("conv", IMAGE, 2, quantizer="fsq", **CODES), looks=discrete),
     "prior over codes": Case(lambda: VQVAE.build("conv", IMAGE, 2, **CODES).stages()[1]),
+    "factor VAE": Case(lambda: FactorVAE.mlp(IMAGE, 2, critic_hidden=(4,), samples=2, **SMALL)),
+    "beta-TC VAE": Case(lambda: BetaTCVAE.mlp(IMAGE, 2, data_size=10, samples=2, **SMALL)),
+    "beta-TC VAE weighted": Case(lambda: BetaTCVAE.mlp(IMAGE, 2, data_size=10, sampling="weighted", **SMALL)),
     "two players": Case(Adversarial, POINT),
     "three players": Case(ThreePlayers, POINT),
 }
