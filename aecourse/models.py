@@ -10,4 +10,5 @@ MODELS = {
     "VAE": "vae",
     "IWAE": "iwae",
     "ConditionalVAE": "zoo.conditional",
+    "LadderVAE": "zoo.ladder_vae",
 }
