@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aecourse import data
+from aecourse import data, evaluate
 from aecourse.autoencoders import (
     Autoencoder,
     ContractiveAutoencoder,
@@ -20,10 +20,12 @@ from aecourse.iwae import IWAE
 from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, LinearVAE
 from aecourse.vae import VAE
 from aecourse.zoo.conditional import ConditionalVAE
+from aecourse.zoo.ladder_vae import LadderVAE
 from support.players import Adversarial, ThreePlayers
 
 IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
 SMALL = {"hidden": (5,)}
+LAYERS = {"hidden": (5, 4)}
 
 
 class Case(NamedTuple):
@@ -31,6 +33,17 @@ class Case(NamedTuple):
     shape: tuple[int, ...] = IMAGE
     labels: int = 0  # how many classes, for a conditional model
     looks: Callable[..., Iterable[Tensor]] | None = None  # of (model, x, **labels): what one does besides
+
+
+def of_layers(model, x):
+    """A hierarchy has no one code: its layers."""
+    for layer in model.encode(x):
+        yield from (*layer, layer.kl_per_dimension(), layer.log_ratio())
+    yield model.log_weights(x, 3)
+    yield model.reconstruct(x)
+    yield model.sample(3)
+    yield evaluate.importance_sampling(model, x, 2).value
+    yield model.loss(x, beta=x.new_ones(())).total
 
 
 MODELS = {
@@ -61,6 +74,11 @@ MODELS = {
     "IWAE stl": Case(lambda: IWAE.mlp(IMAGE, 2, bound="elbo", gradient="stl", **SMALL)),
     "IWAE dreg": Case(lambda: IWAE.mlp(IMAGE, 2, gradient="dreg", samples=3, **SMALL)),
     "conditional VAE": Case(lambda: ConditionalVAE.build("mlp", IMAGE, 2, classes=3, **SMALL), labels=3),
+    "ladder": Case(lambda: LadderVAE.build("mlp", IMAGE, (3, 2), **LAYERS), looks=of_layers),
+    "ladder bottom up": Case(
+        lambda: LadderVAE.build("conv", IMAGE, 3, channels=(2,), inference="bottom_up", **LAYERS),
+        looks=of_layers,
+    ),
     "two players": Case(Adversarial, POINT),
     "three players": Case(ThreePlayers, POINT),
 }
