@@ -12,6 +12,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from aecourse import data, evaluate, likelihoods
 from aecourse.bounds import linear_annealing
+from aecourse.distributed import Team
 from aecourse.train import fit, mean_loss
 from aecourse.zoo import ladder_vae
 from aecourse.zoo.ladder_vae import INFERENCES, LadderVAE, merge_gaussians
@@ -526,6 +527,18 @@ def test_a_batch_twice_as_large_has_the_same_loss_per_example(inference, x, cuba
         close(twice.terms[name], term, 1e-12)
     weights = model.log_weights(x, samples)
     close(weights[:, :1], model.log_weights(x[:1], samples), 1e-12)  # an example is for itself
+
+
+@pytest.mark.parametrize("inference", INFERENCES)
+def test_two_processes_have_the_noise_of_one(inference, x):
+    model, batch = wrong_ladder((3, 2), inference), torch.cat([x, x + 1, x - 2])
+    model.samples, losses = 3, []
+    for rank in range(2):
+        team = Team(rank, 2, 3, torch.device("cpu"))
+        own, _ = team.share(batch)
+        with team.noise():
+            losses.append(model.loss(own).total)
+    close(sum(losses) / 2, seeded(lambda: model.loss(batch).total), 1e-12)
 
 
 @pytest.mark.parametrize("inference", INFERENCES)

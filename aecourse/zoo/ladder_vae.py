@@ -46,7 +46,7 @@ def merge_gaussians(
     Raises:
         TypeError, ValueError: from :func:`aecourse.contracts.check_shapes`.
 
-    Source: Sønderby et al. (2016), equations 11 and 12.
+    Source: Sønderby et al. (2016), the inference model of the ladder.
     """
     check_shapes(
         ("mean", mean, "..."),
@@ -205,8 +205,8 @@ class LadderVAE(nn.Module):
                 default 400, halved from layer to layer, and two layers if ``latent_dim`` does not say more.
             inference: see the class.
             activation: a class; leaky rectifiers are the paper's.
-            batch_norm: normalise the deterministic layers, without which upper layers are hardly used
-                (section 3.3 of the paper). In training a batch then needs two examples or more.
+            batch_norm: normalise the deterministic layers, which the paper finds crucial for a deep
+                hierarchy. In training a batch then needs two examples or more.
             options: of the first networks (``channels``, ``blocks``, ``dropout``), and those of the class.
 
         Raises:
