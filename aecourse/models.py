@@ -13,4 +13,5 @@ MODELS = {
     "VQVAE": "zoo.vqvae",
     "FactorVAE": "zoo.factor_vae",
     "BetaTCVAE": "zoo.factor_vae",
+    "LadderVAE": "zoo.ladder_vae",
 }

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aecourse import data
+from aecourse import data, evaluate
 from aecourse.autoencoders import (
     Autoencoder,
     ContractiveAutoencoder,
@@ -23,10 +23,12 @@ from aecourse.vae import VAE
 from aecourse.zoo.conditional import ConditionalVAE
 from aecourse.zoo.vqvae import VQVAE
 from aecourse.zoo.factor_vae import BetaTCVAE, FactorVAE
+from aecourse.zoo.ladder_vae import LadderVAE
 from support.players import Adversarial, ThreePlayers
 
 IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
 SMALL = {"hidden": (5,)}
+LAYERS = {"hidden": (5, 4)}
 
 
 CODES = {"codes": 6, "channels": (2, 3), "fsq_levels": (2, 3), "prior_channels": 3, "prior_layers": 1}
@@ -50,6 +52,15 @@ def discrete(model: VQVAE, x: Tensor) -> Iterable[Tensor]:
     for prior in model.priors.values():
         yield model.decode(prior.sample(3))
         yield prior.log_prob(prior.sample(3))
+def of_layers(model, x):
+    """A hierarchy has no one code: its layers."""
+    for layer in model.encode(x):
+        yield from (*layer, layer.kl_per_dimension(), layer.log_ratio())
+    yield model.log_weights(x, 3)
+    yield model.reconstruct(x)
+    yield model.sample(3)
+    yield evaluate.importance_sampling(model, x, 2).value
+    yield model.loss(x, beta=x.new_ones(())).total
 
 
 MODELS = {
@@ -94,6 +105,11 @@ MODELS = {
     "factor VAE": Case(lambda: FactorVAE.mlp(IMAGE, 2, critic_hidden=(4,), samples=2, **SMALL)),
     "beta-TC VAE": Case(lambda: BetaTCVAE.mlp(IMAGE, 2, data_size=10, samples=2, **SMALL)),
     "beta-TC VAE weighted": Case(lambda: BetaTCVAE.mlp(IMAGE, 2, data_size=10, sampling="weighted", **SMALL)),
+    "ladder": Case(lambda: LadderVAE.build("mlp", IMAGE, (3, 2), **LAYERS), looks=of_layers),
+    "ladder bottom up": Case(
+        lambda: LadderVAE.build("conv", IMAGE, 3, channels=(2,), inference="bottom_up", **LAYERS),
+        looks=of_layers,
+    ),
     "two players": Case(Adversarial, POINT),
     "three players": Case(ThreePlayers, POINT),
 }
