@@ -79,6 +79,7 @@ class TwoStageVAE(nn.Module):
         *,
         variance: float | str = "learned",
         start_variance: float = 0.1,
+        second_variance: float = 0.1,
         second_hidden: Sequence[int] = (400, 400),
         **options,
     ) -> "TwoStageVAE":
@@ -90,7 +91,9 @@ class TwoStageVAE(nn.Module):
                 :class:`aecourse.likelihoods.Gaussian`.
             start_variance: where a learned one starts. Give it the variance of the data,
                 ``images.var(dim=0).mean()``: Adam moves its logarithm by at most ``lr`` per step, from 1 to
-                0.01 in 4,600 steps of 1e-3. That of the codes starts at 1, which is theirs.
+                0.01 in 4,600 steps of 1e-3.
+            second_variance: where gamma_z starts. At 1, the variance of codes, a second stage that ignores u
+                is at rest already, and hardly leaves.
             second_hidden: the layer sizes of the second stage's encoder.
             options: of the first stage's networks, and ``beta`` and ``samples`` as for
                 :class:`aecourse.vae.VAE`.
@@ -98,8 +101,9 @@ class TwoStageVAE(nn.Module):
         Raises:
             TypeError, ValueError: an option that there is not, or out of range.
         """
-        if not 0 < start_variance < math.inf:
-            raise ValueError(f"start_variance is {start_variance} but must be positive and finite.")
+        for name, start in (("start_variance", start_variance), ("second_variance", second_variance)):
+            if not 0 < start < math.inf:
+                raise ValueError(f"{name} is {start} but must be positive and finite.")
         networks, options = split_options(options)
         if unknown := sorted({*options} - {"beta", "samples"}):
             raise TypeError(f"{unknown[0]} is no option of a TwoStageVAE.")
@@ -108,7 +112,9 @@ class TwoStageVAE(nn.Module):
         if variance == "learned":
             nn.init.constant_(first.likelihood.logvar, math.log(start_variance))
         settings = {"likelihood": "gaussian", "variance": "learned", "hidden": second_hidden}
-        return cls(first, VAE.build("mlp", (latent_dim,), latent_dim, **settings))
+        second = VAE.build("mlp", (latent_dim,), latent_dim, **settings)
+        nn.init.constant_(second.likelihood.logvar, math.log(second_variance))
+        return cls(first, second)
 
     # ------------------------------------------------------------------------------ the two stages
 
@@ -207,10 +213,10 @@ def scale_factor(mean: Tensor, logvar: Tensor, per_dimension: bool = False) -> T
 
     .. math:: \operatorname{Var}[z_j] = \mathbb{E}_x[\sigma_j^2(x)] + \operatorname{Var}_x[\mu_j(x)]
 
-    A second stage that starts from noise of variance 1, as diffusion does, needs codes of that size. Where
-    the KL counts fully, a latent variable has variance 1 anyway; where its weight is tiny, it has not.
-    Latent diffusion multiplies all codes by one number, which keeps their shape: its 0.18215 is this number
-    for one autoencoder.
+    A second stage that starts from noise of variance 1, as diffusion does, needs codes of that size. The KL
+    pulls the variance of codes to 1, as strongly as it is weighed: with a weight of 1e-6 training is over
+    long before they are there. Latent diffusion multiplies all codes by one number, which keeps their shape:
+    its 0.18215 is this number for one autoencoder.
 
     Args:
         mean, logvar: ``(N, latent_dim)`` or ``(N, ...)``, of q(z|x) for N images.
