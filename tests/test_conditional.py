@@ -1,11 +1,15 @@
 """The conditional VAE: what labels change, that both networks see them, and that it is a VAE given them."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
+from torch.distributions import MultivariateNormal
 from torch.func import functional_call
 
-from aecourse import evaluate
+from aecourse import data, evaluate
+from aecourse.likelihoods import gaussian_kl
 from aecourse.nets import MLPDecoder, MLPEncoder
 from aecourse.train import fit
 from aecourse.vae import VAE
@@ -215,3 +219,130 @@ def test_bounds_stay_in_single_precision_under_autocast(x):
         loss = model.loss(x, LABELS)
     assert {value.dtype for value in (loss.total, *loss.parts.values())} == {torch.float32}
     torch.testing.assert_close(loss.total, exact, rtol=0.05, atol=0.1)
+
+
+# ------------------------------------------------------------ exact where everything is Gaussian
+
+
+class Exact:
+    """x|z, y ~ N(W z + b_y, v I) with orthogonal columns of W, and the posterior, set by public names."""
+
+    variance = 0.4
+
+    def __init__(self):
+        torch.manual_seed(1)
+        here = {"dtype": torch.float64}
+        self.W = torch.linalg.qr(torch.randn(6, 2, **here))[0] * torch.tensor([1.4, 0.7], **here)
+        self.b = torch.randn(3, 6, **here)
+        self.precision = 1 + self.W.square().sum(dim=0) / self.variance
+        self.model = ConditionalVAE.build(
+            "mlp", (6,), 2, classes=3, hidden=(), likelihood="gaussian", variance=self.variance
+        ).double()
+        with torch.no_grad():
+            (encoder,), (decoder,) = self.model.encoder.net, self.model.decoder.net
+            posterior = self.W.T / self.variance / self.precision[:, None]
+            encoder.weight[:] = torch.cat([torch.cat([posterior, -posterior @ self.b.T], dim=1)] * 2)
+            encoder.weight[2:], encoder.bias[:2], encoder.bias[2:] = 0, 0, -self.precision.log()
+            decoder.weight[:], decoder.bias[:] = torch.cat([self.W, self.b.T], dim=1), 0
+
+    def given(self, labels: torch.Tensor) -> MultivariateNormal:
+        cov = self.W @ self.W.T + self.variance * torch.eye(6, dtype=torch.float64)
+        return MultivariateNormal(self.b[labels], cov)
+
+
+def test_with_the_exact_posterior_every_weight_is_the_evidence():
+    exact, labels = Exact(), torch.tensor([0, 1, 2, 1, 0])
+    x = exact.given(labels).sample()
+    expected = exact.given(labels).log_prob(x)
+    weights = exact.model.log_weights(x, 7, labels)
+    torch.testing.assert_close(weights, expected.expand(7, 5), rtol=0, atol=1e-12)
+    estimate = evaluate.importance_sampling(exact.model, x, 3, labels=labels)
+    torch.testing.assert_close(estimate.value, expected, rtol=0, atol=1e-12)
+
+
+def test_the_wrong_label_in_the_encoder_costs_the_kl_of_two_gaussians_of_equal_variance():
+    exact, labels, wrong = Exact(), torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])
+    x = exact.given(labels).sample()
+    right, misled = exact.model.given(labels), exact.model.given(wrong)
+    variance = 1 / exact.precision
+    shift = (exact.b[labels] - exact.b[wrong]) @ exact.W / exact.variance * variance
+    kl = gaussian_kl(shift / variance.sqrt(), torch.zeros_like(shift))
+    assert kl.min() > 0.5
+    mean, logvar = misled.encode(x)
+    z = mean + (0.5 * logvar).exp() * torch.randn(100_000, 3, 2, dtype=torch.float64)
+    reconstruction = right.log_likelihood(x, z)  # the decoder gets the right one
+    bound = reconstruction.mean(dim=0) - right.kl_per_dimension(mean, logvar).sum(dim=1)
+    error = reconstruction.std(dim=0) / math.sqrt(len(z))
+    assert ((bound - (exact.given(labels).log_prob(x) - kl)).abs() < 4 * error).all()
+    assert error.max() < 0.02
+
+
+def test_bayes_rule_makes_it_the_linear_discriminant_classifier():
+    exact = Exact()
+    x = exact.given(torch.arange(60) % 3).sample()
+    scores = exact.model.class_log_likelihoods(x, 2)
+    expected = torch.stack([exact.given(torch.tensor(label)).log_prob(x) for label in range(3)], dim=1)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-12)
+    # Equal covariances: what differs between classes is linear in x.
+    cov = exact.given(torch.tensor(0)).covariance_matrix
+    weight = torch.linalg.solve(cov, exact.b.T)
+    for prior in (None, torch.tensor([0.05, 0.9, 0.05], dtype=torch.float64).log()):
+        linear = x @ weight - 0.5 * (exact.b.T * weight).sum(dim=0) + (0 if prior is None else prior)
+        assert torch.equal(exact.model.classify(x, 2, prior), linear.argmax(dim=1))
+    assert not torch.equal(exact.model.classify(x, 2, prior), exact.model.classify(x, 2))
+
+
+def test_classes_are_scored_by_the_mean_weight_not_by_the_mean_of_logarithms():
+    """Where q is not the posterior, the importance weighted bound and the ELBO differ."""
+    model, x = small_model().double(), torch.rand(6, *IMAGE_SHAPE, dtype=torch.float64)
+    torch.manual_seed(0)
+    scores = model.class_log_likelihoods(x, 5)
+    torch.manual_seed(0)
+    weights = [model.log_weights(x, 5, torch.full((6,), label)) for label in range(4)]
+    expected = torch.stack([w.exp().mean(dim=0).log() for w in weights], dim=1)
+    torch.testing.assert_close(scores, expected)
+    assert not scores.requires_grad
+
+
+def test_codes_say_nothing_about_the_class_that_the_decoder_is_told():
+    """At the optimum E[z|x, y] has mean 0 in every class; without labels the classes are far apart."""
+    exact, labels = Exact(), torch.arange(3).repeat(400)
+    x = exact.given(labels).sample()
+    for label in range(3):  # exact class means, so that chance is exactly chance
+        x[labels == label] += exact.b[label] - x[labels == label].mean(dim=0)
+    codes = exact.model.given(labels).encode(x)[0]
+    unconditional = (x - exact.b.mean(dim=0)) @ exact.W / exact.variance / exact.precision
+    for z, informative in ((codes, False), (unconditional, True)):
+        means = torch.stack([z[labels == label].mean(dim=0) for label in range(3)])
+        spread = (means - means.mean(dim=0)).abs().max()
+        assert spread > 0.3 if informative else spread < 1e-12
+        nearest = torch.cdist(z, means + 1e-9 * exact.b[:, :2]).argmin(dim=1)
+        accuracy = (nearest == labels).double().mean()
+        assert accuracy > 0.45 if informative else abs(accuracy - 1 / 3) < 0.06
+
+
+def test_two_sizes_of_a_batch_have_the_same_loss_per_example():
+    exact, labels = Exact(), torch.arange(12) % 3
+    exact.model.samples = 4000
+    x = exact.given(labels).sample()
+    for rows in (slice(0, 2), slice(0, 12)):
+        loss = exact.model.loss(x[rows], labels[rows]).total
+        assert loss.item() == pytest.approx(
+            -exact.given(labels[rows]).log_prob(x[rows]).mean().item(), abs=0.05
+        )
+
+
+def test_it_classifies_digits_that_it_was_never_trained_to_classify():
+    digits = data.load("digits")
+    torch.manual_seed(0)
+    model = ConditionalVAE.build("mlp", (1, 8, 8), 2, classes=10, hidden=(64,))
+    fit(model, digits.train, labels=digits.train_labels, epochs=15, batch_size=64, lr=5e-3, progress=False)
+    classified = model.classify(digits.test, 10)
+    assert (classified == digits.test_labels).double().mean() > 0.88
+
+
+def test_a_class_prior_of_another_shape_is_refused(x):
+    with pytest.raises(ValueError, match=r"^log_class_prior has shape \(3,\) but needs \(4,\)"):
+        small_model().classify(x, 2, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"^samples is 0 but must be at least 1"):
+        small_model().classify(x, 0)
