@@ -10,4 +10,7 @@ MODELS = {
     "VAE": "vae",
     "IWAE": "iwae",
     "ConditionalVAE": "zoo.conditional",
+    "AdversarialAutoencoder": "zoo.adversarial",
+    "GAN": "zoo.adversarial",
+    "VAEGAN": "zoo.adversarial",
 }

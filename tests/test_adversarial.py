@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ class Quadratic(nn.Module):
 
     @torch.no_grad()
     def between(self, mean: torch.Tensor, cov: torch.Tensor) -> "Quadratic":
-        """The best critic between N(0, I), which is real, and N(mean, cov): the difference of log densities."""
+        """The best critic between N(0, I), which is real, and N(mean, cov): a difference of log densities."""
         precision = torch.linalg.inv(cov)
         self.q.copy_(0.5 * (precision - torch.eye(len(mean), **DOUBLE)))
         self.w.copy_(-precision @ mean)
@@ -156,7 +157,8 @@ def test_losses_are_finite_at_any_logit_and_one_fades_where_the_critic_is_sure()
         logits = double(-1e4, -30.0, 0.0, 30.0, 1e4).requires_grad_()
         loss = generator_loss(logits, kind) + critic_loss(logits, -logits)
         (slope,) = torch.autograd.grad(loss, logits)
-        assert math.isfinite(loss) and torch.isfinite(slope).all()
+        assert torch.isfinite(loss)
+        assert torch.isfinite(slope).all()
     slopes = {}
     for kind in KINDS:
         logits = double(-30.0).requires_grad_()
@@ -210,7 +212,7 @@ def field(gan: GAN, players=("decoder", "critic")) -> torch.Tensor:
     rows = []
     for name, weight, own in zip(("decoder", "critic"), weights, (loss.total, loss.own["critic"])):
         (slope,) = torch.autograd.grad(own, weight, create_graph=True)
-        rows.append([-g.item() for g in torch.autograd.grad(slope.sum(), weights, allow_unused=False)])
+        rows.append([-g.item() for g in torch.autograd.grad(slope.sum(), weights, retain_graph=True)])
         if name not in players:
             rows[-1] = [0.0, 0.0]
     return torch.tensor(rows, **DOUBLE)
@@ -231,13 +233,13 @@ def test_dirac_gan_spirals_outwards_with_simultaneous_steps_and_circles_with_alt
     assert modulus(in_turn) == pytest.approx([1, 1], abs=1e-12)
 
 
-@pytest.mark.parametrize("r1", [0.02, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("r1", [0.04, 0.06, 0.3, 1.0])
 def test_dirac_gan_comes_to_rest_with_a_gradient_penalty(r1):
     h = 0.2
     step = torch.eye(2, **DOUBLE) + h * field(dirac_gan(r1=r1))
     torch.testing.assert_close(step, double(1, h / 2, -h / 2, 1 - h * r1).view(2, 2), rtol=0, atol=1e-15)
     assert modulus(step)[0] == pytest.approx(math.sqrt(1 - h * r1 + h**2 / 4), abs=1e-12)
-    assert (modulus(step)[0] < 1) == (r1 > h / 4 + 1e-9)
+    assert (modulus(step)[0] < 1) == (r1 > h / 4)
 
 
 @pytest.fixture
@@ -439,6 +441,16 @@ def rows(epoch: int, size: int = BATCH) -> tuple[torch.Tensor, ...]:
     return torch.randperm(COUNT, generator=torch.Generator().manual_seed(epoch)).split(size)
 
 
+def test_the_table_is_printed_where_the_models_are():
+    table, model = {}, ""
+    for line in adversarial.__doc__.split("::\n", 1)[1].split("Watch")[0].splitlines():
+        if line:
+            named, network, formula = re.fullmatch(r"    (\S*)\s+(\S+)\s{2,}(\S.*)", line).groups()
+            model = named or model
+            table.setdefault(model, {})[network] = formula
+    assert table == ROUTES
+
+
 @each_model
 def test_every_network_learns_from_its_row_of_the_table_and_from_nothing_else(name, points):
     ours, theirs, received = small(name), small(name), {}
@@ -460,7 +472,6 @@ def test_every_network_learns_from_its_row_of_the_table_and_from_nothing_else(na
             own = norm(gradients(value, getattr(theirs, network)))
             listed = term in formula.replace("*", "+").split()
             assert own > 1e-4 if listed else True, (network, term)
-        assert formula in adversarial.__doc__.split(name)[1].split(network)[1].split("\n")[0]
 
 
 def test_what_the_critic_sees_as_features_does_not_train_it(points):
@@ -628,10 +639,8 @@ def test_looking_changes_nothing_and_sees_the_penalty(name, points):
         assert torch.equal(value, learning.terms[term]), term
         assert not value.requires_grad
     assert looking.parts["gradient_penalty"] > 0
-    assert (
-        "gradient_penalty"
-        not in GAN.build("mlp", SHAPE, 2, output="linear", r1=0.0).loss(points.float()).parts
-    )
+    model.r1 = 0.0
+    assert "gradient_penalty" not in model.loss(points).parts
 
 
 @pytest.mark.parametrize("model", [GAN, VAEGAN, AdversarialAutoencoder])
@@ -701,11 +710,10 @@ def test_an_encoder_may_be_certain_gaussian_or_fed_with_noise(points):
             assert spread.min() > 0.01
             images = torch.rand(4, 3, 8, 8)
             model = AdversarialAutoencoder.build("conv", (3, 8, 8), 2, posterior=posterior)
-            model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-            seen = []
-            model.encode(images)
-            assert seen[0].shape == (4, 4, 8, 8)
-            assert torch.equal(seen[0][:, :3], images)
+            model.encoder, model.latent_dim = nn.Flatten(), 4 * 64
+            seen = model.encode(images).view(4, 4, 8, 8)
+            assert torch.equal(seen[:, :3], images)
+            assert seen[:, 3].std().item() == pytest.approx(1, abs=0.2)
 
 
 class Given(nn.Module):
@@ -735,7 +743,9 @@ def test_importance_weights_of_a_gaussian_posterior_are_exact():
         if gap < 1e-12:  # at the posterior every draw is right; elsewhere their mean misses the KL to it
             assert (draws - evidence).abs().max() < 1e-12
         else:
-            assert draws.mean().item() == pytest.approx(evidence - gap, abs=4 * draws.std() / 80_000**0.5)
+            assert draws.mean().item() == pytest.approx(
+                evidence - gap, abs=4 * draws.std().item() / 80_000**0.5
+            )
             assert gap > 0.1
     assert evaluate.iwae(model, x, 50, 200).value[0].item() == pytest.approx(evidence, abs=0.02)
     assert evaluate.prior_monte_carlo(model, x, 20_000).value[0].item() == pytest.approx(evidence, abs=0.03)
@@ -921,7 +931,7 @@ def test_arguments_that_do_not_fit_are_refused(points):
         GAN(nn.Linear(2, 6), nn.Linear(6, 1), image_shape=SHAPE, latent_dim=0)
     with pytest.raises(ValueError, match=r"^kind is 'hinge' but must be one of \('logit', 'saturating'"):
         generator_loss(torch.zeros(3), "hinge")
-    with pytest.raises(ValueError, match=r"^logits has shape \(3, 1\) but needs \(batch\)"):
+    with pytest.raises(ValueError, match=r"^logits has shape \(3, 1\) but needs \(batch,\)"):
         generator_loss(torch.zeros(3, 1))
     with pytest.raises(ValueError, match=r"^fake has shape \(3, 1\) but needs"):
         critic_loss(torch.zeros(3), torch.zeros(3, 1))
