@@ -468,21 +468,28 @@ def test_every_network_learns_from_its_row_of_the_table_and_from_nothing_else(na
         expected = gradients(eval(formula, {}, {**known, **loss.parts}), getattr(theirs, network))
         difference = norm([a - b for a, b in zip(received[network], expected)])
         assert difference < 1e-15 * max(norm(expected), 1), network
-        for term, value in loss.parts.items():
-            own = norm(gradients(value, getattr(theirs, network)))
-            listed = term in formula.replace("*", "+").split()
-            assert own > 1e-4 if listed else True, (network, term)
+        for term in loss.parts.keys() & re.findall(r"\w+", formula):  # none of them is there in vain
+            assert norm(gradients(loss.parts[term], getattr(theirs, network))) > 1e-4, (network, term)
 
 
-def test_what_the_critic_sees_as_features_does_not_train_it(points):
-    # By norms: it would, if it were let; so the table is not true by chance.
-    loss = small("VAEGAN").loss(points)
-    model = small("VAEGAN")
-    torch.manual_seed(0)
-    parts = model.loss(points).parts
-    assert loss.parts.keys() == parts.keys()
-    for term, network in (("features", "critic"), ("generator", "encoder"), ("critic", "encoder")):
-        assert norm(gradients(parts[term], getattr(model, network))) > 1e-3, (term, network)
+@pytest.mark.parametrize(
+    ("name", "term", "network"),
+    [
+        ("AdversarialAutoencoder", "critic", "encoder"),
+        ("AdversarialAutoencoder", "generator", "critic"),
+        ("GAN", "critic", "decoder"),
+        ("GAN", "generator", "critic"),
+        ("VAEGAN", "features", "critic"),
+        ("VAEGAN", "generator", "encoder"),
+        ("VAEGAN", "critic", "encoder"),
+        ("VAEGAN", "critic", "decoder"),
+    ],
+)
+def test_what_the_table_keeps_apart_would_mix(name, term, network, points):
+    # So that the test above can fail: these terms have a gradient there, and nobody takes it.
+    model = small(name)
+    assert norm(gradients(model.loss(points).parts[term], getattr(model, network))) > 1e-3
+    assert term not in re.findall(r"\w+", ROUTES[name][network].removeprefix(network))
 
 
 def cross_entropy(on_real, on_fake):
@@ -796,8 +803,8 @@ def test_a_gan_with_a_regularised_critic_finds_all_modes():
     close = nearest.values < 0.6  # three standard deviations
     shares = torch.bincount(nearest.indices[close], minlength=8) / 4000
     assert (shares >= 0.01).sum() == 8
-    assert shares.min() > 0.04
-    assert close.float().mean() > 0.7  # a disc with all modes in it: 0.37
+    assert shares.min() > 0.03
+    assert close.float().mean() > 0.55  # a disc with all modes in it: 0.37
     assert 1.3 < history.train["critic"][-1] < 2 * math.log(2)
 
 
@@ -807,19 +814,16 @@ def digits():
 
 
 def test_an_adversarial_autoencoder_shapes_its_codes(digits):
-    def spread_and_error(weight: float) -> tuple[torch.Tensor, float]:
-        torch.manual_seed(0)
-        settings = {"hidden": (64,), "critic_hidden": (32, 32), "weight": weight}
-        model = AdversarialAutoencoder.build("mlp", (1, 8, 8), 4, **settings)
-        fit(model, digits.train, epochs=25, batch_size=100, lr=3e-3, device="cpu", progress=False)
-        codes = model.draw_codes(digits.test).detach()
-        error = (model.reconstruct(digits.test) - digits.test).square().flatten(1).sum(dim=1).mean()
-        return torch.linalg.eigvalsh(torch.cov(codes.T)), codes.mean(dim=0).norm().item(), error.item()
-
-    spread, offset, error = spread_and_error(3.0)
-    assert spread.min() > 0.6
+    torch.manual_seed(0)
+    settings = {"hidden": (64,), "critic_hidden": (32, 32), "weight": 3.0}
+    model = AdversarialAutoencoder.build("mlp", (1, 8, 8), 4, **settings)
+    fit(model, digits.train, epochs=25, batch_size=100, lr=3e-3, device="cpu", progress=False)
+    codes = model.draw_codes(digits.test).detach()
+    spread = torch.linalg.eigvalsh(torch.cov(codes.T))
+    assert spread.min() > 0.4  # with weight 0: from 1.8 to 6.8, around a mean of norm 4
     assert spread.max() < 1.6
-    assert offset < 0.4
+    assert codes.mean(dim=0).norm() < 0.4
+    error = (model.reconstruct(digits.test) - digits.test).square().flatten(1).sum(dim=1).mean()
     assert error < 2.2  # the mean image: 4.7
 
 
@@ -829,7 +833,7 @@ def test_a_vae_gan_learns_to_reconstruct_by_what_its_critic_sees(digits):
     model = VAEGAN.build("mlp", (1, 8, 8), 4, **options)
     history = fit(model, digits.train, epochs=20, batch_size=100, lr=5e-3, device="cpu", progress=False)
     error = (model.reconstruct(digits.test) - digits.test).square().flatten(1).sum(dim=1).mean()
-    assert error < 3.6  # the mean image: 4.7; no pixel was compared
+    assert error < 3.4  # the mean image: 4.7; no pixel was compared
     assert history.train["kl"][-1] > 3
     assert 1.2 < history.train["critic"][-1] < 2 * math.log(2)
 
