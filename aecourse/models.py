@@ -14,4 +14,7 @@ MODELS = {
     "FactorVAE": "zoo.factor_vae",
     "BetaTCVAE": "zoo.factor_vae",
     "LadderVAE": "zoo.ladder_vae",
+    "AdversarialAutoencoder": "zoo.adversarial",
+    "GAN": "zoo.adversarial",
+    "VAEGAN": "zoo.adversarial",
 }

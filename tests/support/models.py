@@ -20,6 +20,7 @@ from aecourse.evaluate import feature_network
 from aecourse.iwae import IWAE
 from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, LinearVAE
 from aecourse.vae import VAE
+from aecourse.zoo.adversarial import GAN, VAEGAN, AdversarialAutoencoder
 from aecourse.zoo.conditional import ConditionalVAE
 from aecourse.zoo.vqvae import VQVAE
 from aecourse.zoo.factor_vae import BetaTCVAE, FactorVAE
@@ -109,6 +110,24 @@ MODELS = {
     "ladder bottom up": Case(
         lambda: LadderVAE.build("conv", IMAGE, 3, channels=(2,), inference="bottom_up", **LAYERS),
         looks=of_layers,
+    "adversarial": Case(
+        lambda: AdversarialAutoencoder.build("mlp", IMAGE, 2, critic_hidden=(4,), **SMALL),
+        looks=lambda model, x: (model.draw_codes(x), model.sample(3), model.reconstruct(x)),
+    ),
+    "adversarial gaussian": Case(
+        lambda: AdversarialAutoencoder.build("mlp", IMAGE, 2, posterior="gaussian", **SMALL),
+        looks=lambda model, x: (model.draw_codes(x), model.log_weights(x, 3), model.reconstruct(x)),
+    ),
+    "adversarial noise": Case(
+        lambda: AdversarialAutoencoder.build("mlp", IMAGE, 2, posterior="noise", **SMALL)
+    ),
+    "GAN": Case(
+        lambda: GAN.build("conv", IMAGE, 2, channels=(2,), batch_norm=True),
+        looks=lambda model, x: (model.judge(x), model.sample(3)),
+    ),
+    "VAEGAN": Case(
+        lambda: VAEGAN.build("mlp", IMAGE, 2, features=4, **SMALL),
+        looks=lambda model, x: (*model.encode(x), model.judge(x), model.reconstruct(x), model.sample(3)),
     ),
     "two players": Case(Adversarial, POINT),
     "three players": Case(ThreePlayers, POINT),
