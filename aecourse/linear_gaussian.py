@@ -241,7 +241,7 @@ def backward_kernel(system: StateSpace, mean: Tensor, cov: Tensor, steps: int = 
               (I - G A_s) P (I - G A_s)^\top + G Q_s G^\top\right), \qquad
               G = P A_s^\top (A_s P A_s^\top + Q_s)^{-1}
 
-    Observations after t add nothing: the later state says all about it that they do.
+    What is observed from t + s on adds nothing: the later state says all about the earlier one that it does.
 
     Args:
         system: made by :func:`state_space`.
