@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "autoencoders bounds contracts data disentanglement evaluate gradients inference iwae likelihoods linear "
-    "mixtures nets plots reference train vae zoo"
+    "linear_gaussian mixtures nets plots reference train vae zoo"
 ).split()
 _NAMES = MODELS | {
     "Loss": "bounds",

@@ -10,4 +10,5 @@ MODELS = {
     "VAE": "vae",
     "IWAE": "iwae",
     "ConditionalVAE": "zoo.conditional",
+    "TDVAE": "zoo.td_vae",
 }

@@ -460,6 +460,8 @@ class GaussianHead(nn.Module):
         hidden: layer sizes.
         covariance: ``"diagonal"`` or ``"full"``.
         steps: lengths of jumps, where they come as the last input: each is a one-hot vector for the network.
+            Then the first input is the state at the other end of the jump, and the mean is what is added to
+            it. Without that, training often stays where the state explains each step and no past.
 
     Raises:
         ValueError: ``covariance`` is neither.
@@ -482,6 +484,7 @@ class GaussianHead(nn.Module):
             inputs = (*inputs, F.one_hot(k - least, most - least + 1).to(inputs[0].dtype))
         numbers = self.net(torch.cat(inputs, dim=1)).to(inputs[0].dtype)
         mean, scale, below = numbers.tensor_split([self.latent_dim, 2 * self.latent_dim], dim=1)
+        mean = mean if self.steps is None else inputs[0] + mean
         scale = MIN_SCALE + F.softplus(scale)
         if self.covariance == "diagonal":
             return GaussianState(mean, scale)

@@ -20,6 +20,7 @@ from aecourse.iwae import IWAE
 from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, LinearVAE
 from aecourse.vae import VAE
 from aecourse.zoo.conditional import ConditionalVAE
+from aecourse.zoo.td_vae import TDVAE
 from support.players import Adversarial, ThreePlayers
 
 IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
@@ -31,6 +32,11 @@ class Case(NamedTuple):
     shape: tuple[int, ...] = IMAGE
     labels: int = 0  # how many classes, for a conditional model
     looks: Callable[..., Iterable[Tensor]] | None = None  # of (model, x, **labels): what one does besides
+
+
+def looks_at_sequences(model, x):
+    yield from (model.reconstruct(x), model.rollout(x, 2), model.sample(3), model.log_weights(x, 3))
+    yield model.step_weights(x, 2)
 
 
 MODELS = {
@@ -61,6 +67,14 @@ MODELS = {
     "IWAE stl": Case(lambda: IWAE.mlp(IMAGE, 2, bound="elbo", gradient="stl", **SMALL)),
     "IWAE dreg": Case(lambda: IWAE.mlp(IMAGE, 2, gradient="dreg", samples=3, **SMALL)),
     "conditional VAE": Case(lambda: ConditionalVAE.build("mlp", IMAGE, 2, classes=3, **SMALL), labels=3),
+    "TD-VAE": Case(lambda: TDVAE.build("mlp", IMAGE, 2, memory=4, **SMALL), looks=looks_at_sequences),
+    "TD-VAE jumps": Case(
+        lambda: TDVAE.build(
+            "mlp", SERIES, 2, memory=4, likelihood="gaussian", steps=(1, 3), covariance="full", **SMALL
+        ),
+        SERIES,
+        looks=looks_at_sequences,
+    ),
     "two players": Case(Adversarial, POINT),
     "three players": Case(ThreePlayers, POINT),
 }
