@@ -120,7 +120,8 @@ def fake_gpu():
         # Back from the GPU is no way either: by then an optimiser holds the parameters.
         return model if torch.device(device).type == "cpu" else to(model, device)
 
-    with pytest.MonkeyPatch.context() as patch, gpu:
+    # Recurrent networks compute their steps one by one: cuDNN would ask for a driver.
+    with pytest.MonkeyPatch.context() as patch, torch.backends.cudnn.flags(enabled=False), gpu:
         patch.setattr(torch.autograd, "grad", no_gradients)
         patch.setattr(torch.Tensor, "numpy", as_numpy)
         patch.setattr(torch.utils, "swap_tensors", forgetful_swap)
