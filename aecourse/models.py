@@ -17,4 +17,5 @@ MODELS = {
     "AdversarialAutoencoder": "zoo.adversarial",
     "GAN": "zoo.adversarial",
     "VAEGAN": "zoo.adversarial",
+    "TDVAE": "zoo.td_vae",
 }

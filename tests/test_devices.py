@@ -26,6 +26,7 @@ from aecourse import (
     inference,
     likelihoods,
     linear,
+    linear_gaussian,
     mixtures,
     models,
     sprites,
@@ -119,7 +120,8 @@ def fake_gpu():
         # Back from the GPU is no way either: by then an optimiser holds the parameters.
         return model if torch.device(device).type == "cpu" else to(model, device)
 
-    with pytest.MonkeyPatch.context() as patch, gpu:
+    # Recurrent networks compute their steps one by one: cuDNN would ask for a driver.
+    with pytest.MonkeyPatch.context() as patch, torch.backends.cudnn.flags(enabled=False), gpu:
         patch.setattr(torch.autograd, "grad", no_gradients)
         patch.setattr(torch.Tensor, "numpy", as_numpy)
         patch.setattr(torch.utils, "swap_tensors", forgetful_swap)
@@ -409,6 +411,7 @@ FUNCTIONS = {
         linear.axis_distance(linear.pca(m)[1], m[:2]) + linear.subspace_distance(linear.pca(m)[1], m[:2])
     ),
     "linear.PPCA": lambda m, v, f: ppca(linear.fit_ppca(m, 1), m),
+    "linear_gaussian": lambda m, v, f: state_space(m),
     "linear.linear_vae_optimum": lambda m, v, f: linear.linear_vae_optimum(m, 1, 0.5),
     "autoencoders.contractive_penalty": lambda m, v, f: autoencoders.contractive_penalty(torch.tanh, m),
     "data.add_gaussian_noise": lambda m, v, f: data.add_gaussian_noise(m, 0.5),
@@ -425,6 +428,18 @@ def running_baseline(values):
     baseline.update(values)
     baseline.update(values)
     return baseline.value
+
+
+def state_space(x):
+    x, eye = x.unflatten(0, (4, -1)), torch.eye(2, device=x.device)
+    system = linear_gaussian.state_space(eye, eye, eye, eye, x[0, 0], eye)
+    filtered, smoothed = (
+        estimate(system, x) for estimate in (linear_gaussian.kalman_filter, linear_gaussian.kalman_smoother)
+    )
+    last = filtered.means[:, -1], filtered.covs[-1]
+    kernel = linear_gaussian.backward_kernel(system, *last, 2)
+    moments = *system.rollout(*last, 3), *system.emit(*last), *system.sample(3, 4), system.log_likelihood(x)
+    return *filtered, *smoothed, *kernel, *moments
 
 
 def ppca(model, x):

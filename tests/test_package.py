@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "mixtures": {"contracts"},
     "gradients": {"contracts", "bounds", "likelihoods"},
     "linear": {"contracts", "bounds", "likelihoods"},
+    "linear_gaussian": {"contracts"},
     "autoencoders": {"contracts", "bounds", "likelihoods", "nets"},
     "vae": {"contracts", "bounds", "likelihoods", "nets"},
     "iwae": {"bounds", "distributed", "gradients", "vae"},

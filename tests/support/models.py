@@ -25,6 +25,7 @@ from aecourse.zoo.conditional import ConditionalVAE
 from aecourse.zoo.vqvae import VQVAE
 from aecourse.zoo.factor_vae import BetaTCVAE, FactorVAE
 from aecourse.zoo.ladder_vae import LadderVAE
+from aecourse.zoo.td_vae import TDVAE
 from support.players import Adversarial, ThreePlayers
 
 IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
@@ -62,6 +63,9 @@ def of_layers(model, x):
     yield model.sample(3)
     yield evaluate.importance_sampling(model, x, 2).value
     yield model.loss(x, beta=x.new_ones(())).total
+def looks_at_sequences(model, x):
+    yield from (model.reconstruct(x), model.rollout(x, 2), model.sample(3), model.log_weights(x, 3))
+    yield model.step_weights(x, 2)
 
 
 MODELS = {
@@ -128,6 +132,13 @@ MODELS = {
     "VAEGAN": Case(
         lambda: VAEGAN.build("mlp", IMAGE, 2, features=4, **SMALL),
         looks=lambda model, x: (*model.encode(x), model.judge(x), model.reconstruct(x), model.sample(3)),
+    "TD-VAE": Case(lambda: TDVAE.build("mlp", IMAGE, 2, memory=4, **SMALL), looks=looks_at_sequences),
+    "TD-VAE jumps": Case(
+        lambda: TDVAE.build(
+            "mlp", SERIES, 2, memory=4, likelihood="gaussian", steps=(1, 3), covariance="full", **SMALL
+        ),
+        SERIES,
+        looks=looks_at_sequences,
     ),
     "two players": Case(Adversarial, POINT),
     "three players": Case(ThreePlayers, POINT),
