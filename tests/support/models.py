@@ -22,17 +22,15 @@ from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, Linea
 from aecourse.vae import VAE
 from aecourse.zoo.adversarial import GAN, VAEGAN, AdversarialAutoencoder
 from aecourse.zoo.conditional import ConditionalVAE
-from aecourse.zoo.vqvae import VQVAE
 from aecourse.zoo.factor_vae import BetaTCVAE, FactorVAE
 from aecourse.zoo.ladder_vae import LadderVAE
 from aecourse.zoo.td_vae import TDVAE
+from aecourse.zoo.vqvae import VQVAE
 from support.players import Adversarial, ThreePlayers
 
 IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
 SMALL = {"hidden": (5,)}
 LAYERS = {"hidden": (5, 4)}
-
-
 CODES = {"codes": 6, "channels": (2, 3), "fsq_levels": (2, 3), "prior_channels": 3, "prior_layers": 1}
 
 
@@ -54,7 +52,9 @@ def discrete(model: VQVAE, x: Tensor) -> Iterable[Tensor]:
     for prior in model.priors.values():
         yield model.decode(prior.sample(3))
         yield prior.log_prob(prior.sample(3))
-def of_layers(model, x):
+
+
+def of_layers(model: LadderVAE, x: Tensor) -> Iterable[Tensor]:
     """A hierarchy has no one code: its layers."""
     for layer in model.encode(x):
         yield from (*layer, layer.kl_per_dimension(), layer.log_ratio())
@@ -63,7 +63,9 @@ def of_layers(model, x):
     yield model.sample(3)
     yield evaluate.importance_sampling(model, x, 2).value
     yield model.loss(x, beta=x.new_ones(())).total
-def looks_at_sequences(model, x):
+
+
+def looks_at_sequences(model: TDVAE, x: Tensor) -> Iterable[Tensor]:
     yield from (model.reconstruct(x), model.rollout(x, 2), model.sample(3), model.log_weights(x, 3))
     yield model.step_weights(x, 2)
 
@@ -114,6 +116,7 @@ MODELS = {
     "ladder bottom up": Case(
         lambda: LadderVAE.build("conv", IMAGE, 3, channels=(2,), inference="bottom_up", **LAYERS),
         looks=of_layers,
+    ),
     "adversarial": Case(
         lambda: AdversarialAutoencoder.build("mlp", IMAGE, 2, critic_hidden=(4,), **SMALL),
         looks=lambda model, x: (model.draw_codes(x), model.sample(3), model.reconstruct(x)),
@@ -132,6 +135,7 @@ MODELS = {
     "VAEGAN": Case(
         lambda: VAEGAN.build("mlp", IMAGE, 2, features=4, **SMALL),
         looks=lambda model, x: (*model.encode(x), model.judge(x), model.reconstruct(x), model.sample(3)),
+    ),
     "TD-VAE": Case(lambda: TDVAE.build("mlp", IMAGE, 2, memory=4, **SMALL), looks=looks_at_sequences),
     "TD-VAE jumps": Case(
         lambda: TDVAE.build(
