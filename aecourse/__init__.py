@@ -14,9 +14,7 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "autoencoders bounds compression contracts data disentanglement evaluate gradients inference iwae "
-    "likelihoods linear mixtures nets plots reference train vae zoo"
-    "autoencoders bounds contracts data disentanglement evaluate gradients inference iwae likelihoods linear "
-    "linear_gaussian mixtures nets plots reference train vae zoo"
+    "likelihoods linear linear_gaussian mixtures nets plots reference train vae zoo"
 ).split()
 _NAMES = MODELS | {
     "Loss": "bounds",
