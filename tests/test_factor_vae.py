@@ -273,6 +273,29 @@ def test_no_gradient_leaks_from_one_player_to_the_other(x):
             assert all(gradient is None for gradient in players[waits])
 
 
+def test_two_optimisers_may_step_one_after_the_other(x):
+    """Forward once, step the VAE, then go backward through the critic: no graph has been changed in place."""
+    results = []
+    for one_after_the_other in (True, False):
+        torch.manual_seed(0)
+        model = small("FactorVAE")
+        rest = [*model.encoder.parameters(), *model.decoder.parameters()]
+        vae, critic = torch.optim.Adam(rest), torch.optim.Adam(model.critic.parameters())
+        loss = seeded(model, x)
+        if one_after_the_other:
+            for player, value in ((vae, loss.total), (critic, loss.own["critic"])):
+                player.zero_grad()
+                value.backward()
+                player.step()
+        else:
+            loss.total.backward(inputs=rest, retain_graph=True)
+            loss.own["critic"].backward(inputs=[*model.critic.parameters()])
+            vae.step()
+            critic.step()
+        results.append(model.state_dict())
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
 def test_fit_is_two_optimisers_step_by_step():
     images = torch.rand(20, *IMAGE_SHAPE, dtype=torch.float64)
     torch.manual_seed(0)
