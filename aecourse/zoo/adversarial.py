@@ -20,6 +20,8 @@ Watch the part ``critic``: it is 2 log 2 = 1.386 where the critic can only guess
 it.
 """
 
+from collections.abc import Collection, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,8 +112,9 @@ def generator_loss(logits: Tensor, kind: str = "non_saturating") -> Tensor:
 def gradient_penalty(critic: nn.Module, real: Tensor) -> Tensor:
     r"""How steep a critic is where things are real, :math:`\mathbb{E}_p \lVert \nabla_x f(x) \rVert^2`: R1.
 
-    Without it two players circle around the equilibrium and drift outwards, because the critic has no reason
-    to come to rest; with half of this, times any positive weight, it has one.
+    Without it two players circle around the equilibrium and drift outwards: the critic has no reason to come
+    to rest. Half of this times a weight r1 is one. In the smallest GAN, where both players have a single
+    number, steps of size h spiral inwards where r1 > h / 4.
 
     Args:
         critic: maps ``(batch, ...)`` to logits, each example for itself (no batch norm).
@@ -126,7 +129,7 @@ def gradient_penalty(critic: nn.Module, real: Tensor) -> Tensor:
     Source: Mescheder, Geiger & Nowozin (2018), equation 9.
     """
     check_shapes(("real", real, "batch ..."))
-    # The sum's gradient for an example is that of its own logit. This form works under no_grad as well.
+    # The sum's gradient for an example is that of its own logit; torch.func takes it under no_grad as well.
     slope = torch.func.grad(lambda x: critic(x).to(x.dtype).sum())(real)
     return slope.flatten(1).square().sum(dim=1).mean()
 
@@ -143,7 +146,7 @@ class _Adversarial(nn.Module):
         self,
         critic: nn.Module,
         *,
-        image_shape,
+        image_shape: Sequence[int],
         latent_dim: int,
         generator_loss: str = "non_saturating",
         r1: float = 1.0,
@@ -183,7 +186,7 @@ class _Adversarial(nn.Module):
         return critic, parts
 
     def parameter_groups(self) -> list[dict]:
-        """Adam's settings; with little momentum, because what a player climbs moves under its feet."""
+        """Adam's settings: little momentum, for what a player descends moves while it does."""
         scales = {"critic": self.critic_lr_scale}
         return [
             {
@@ -235,7 +238,7 @@ class GAN(_Adversarial):
         self.output = output
 
     @classmethod
-    def build(cls, kind: str, image_shape, latent_dim: int, **options) -> "GAN":
+    def build(cls, kind: str, image_shape: Sequence[int], latent_dim: int, **options) -> "GAN":
         """Over networks of :func:`aecourse.nets.build`; options are theirs and those of the class.
 
         ``batch_norm``, ``dropout`` and ``activation`` are for the decoder, and the sizes for both: the critic
@@ -325,7 +328,9 @@ class VAEGAN(GAN):
         self.feature_likelihood = Gaussian(feature_variance)
 
     @classmethod
-    def build(cls, kind: str, image_shape, latent_dim: int, *, features: int = 200, **options) -> "VAEGAN":
+    def build(
+        cls, kind: str, image_shape: Sequence[int], latent_dim: int, *, features: int = 200, **options
+    ) -> "VAEGAN":
         """As :meth:`GAN.build`, with so many ``features`` in one more hidden layer of the critic."""
         networks, options = split_options(options)
         encoder, decoder = build(kind, image_shape, latent_dim, **networks)
@@ -415,7 +420,13 @@ class AdversarialAutoencoder(_Adversarial):
 
     @classmethod
     def build(
-        cls, kind: str, image_shape, latent_dim: int, *, critic_hidden=(128, 128), **options
+        cls,
+        kind: str,
+        image_shape: Sequence[int],
+        latent_dim: int,
+        *,
+        critic_hidden: Sequence[int] = (128, 128),
+        **options,
     ) -> "AdversarialAutoencoder":
         """Over networks of :func:`aecourse.nets.build`; options are theirs and those of the class.
 
@@ -516,13 +527,13 @@ def _leaky() -> nn.Module:
     return nn.LeakyReLU(0.2)
 
 
-def _critic(kind: str, image_shape, outputs: int, networks: dict) -> nn.Module:
+def _critic(kind: str, image_shape: Sequence[int], outputs: int, networks: dict) -> nn.Module:
     """An encoder of images that gives ``outputs`` numbers, with the sizes of the networks' options alone."""
     sizes = {name: networks[name] for name in ("hidden", "channels", "blocks") if name in networks}
     critic, _ = build(kind, image_shape, outputs, gaussian=False, activation=_leaky, **sizes)
     return critic
 
 
-def _check_kind(name: str, value: str, known) -> None:
+def _check_kind(name: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise ValueError(f"{name} is {value!r} but must be one of {tuple(known)}.")
