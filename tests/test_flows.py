@@ -189,16 +189,13 @@ def test_a_linear_step_closes_the_gap(linear):
 def test_training_closes_the_gap(linear):
     """From the best diagonal q, with the decoder as it is."""
     torch.manual_seed(0)
-    x = linear.evidence.sample((2000,))
+    x = linear.evidence.sample((1000,))
     model = linear.model(InverseAutoregressiveFlow(2, steps=1, hidden=()).double())
-    model.samples = 4
-    before = (linear.evidence.log_prob(x) - model.elbo(x, 20)).mean()
+    log_p = linear.evidence.log_prob(x)
+    assert (log_p - model.elbo(x, 20)).mean() > 0.3432
     loop = {"batch_size": 200, "device": "cpu", "progress": False}
-    fit(model, x, epochs=30, lr=lambda epoch: 0.03 * 0.85**epoch, **loop)
-    gap = (linear.evidence.log_prob(x) - model.elbo(x, 20)).mean()
-    print(before, gap)
-    assert -1e-3 < gap < 0.01
-    assert before > 0.3432
+    fit(model, x, epochs=60, lr=lambda epoch: 0.1 * 0.93**epoch, **loop)
+    assert -0.001 < (log_p - model.elbo(x, 20)).mean() < 0.01  # 0.0005 measured
 
 
 def grid(size=261, limit=9.0):
@@ -210,6 +207,9 @@ def grid(size=261, limit=9.0):
 def test_the_density_is_one_and_a_wrong_q_loses_its_divergence_from_the_posterior():
     """Where the weights vary, and a mistake in where z is drawn shows."""
     model, x = small_model(scale=0.8, steps=2), (torch.rand(2, 1, 2, 3) > 0.5).double()
+    with torch.no_grad():
+        for net in model.flow.nets:
+            net.layers[-1].bias[2:] += 3  # q is wide enough for importance weights
     z, log_area = grid()
     mean, logvar, context = model.base(x)
     for n in range(2):
@@ -219,8 +219,10 @@ def test_the_density_is_one_and_a_wrong_q_loses_its_divergence_from_the_posterio
             log_q = gaussian_log_density(z0, mean[n : n + 1], logvar[n : n + 1]) - log_det
             log_joint = model.log_joint(x[n : n + 1].expand(len(z), -1, -1, -1), z)
             log_p = (log_joint + log_area).logsumexp(dim=0)
-            bound = ((log_q + log_area).exp() * (log_joint - log_q)).sum()
-        assert abs((log_q + log_area).exp().sum() - 1) < 1e-3
+            q = (log_q + log_area).exp()
+            there = q > 0  # far away it is too small for a number
+            bound = (q * (log_joint - log_q))[there].sum()
+        assert abs(q.sum() - 1) < 1e-3
         assert log_p - bound > 0.2  # a wrong q indeed
         torch.manual_seed(n)
         weights = model.log_weights(x[n : n + 1], 20_000)
@@ -232,7 +234,7 @@ def test_the_density_is_one_and_a_wrong_q_loses_its_divergence_from_the_posterio
         model.samples = 20_000
         loss = model.loss(x[n : n + 1])
         assert abs(loss.total + bound) < 0.05
-        kl = ((log_q + log_area).exp() * (log_q - model.log_prior(z))).sum()
+        kl = (q * (log_q - model.log_prior(z)))[there].sum()
         assert abs(loss.parts["kl"] - kl) < 0.05
 
 
@@ -397,11 +399,11 @@ def test_it_is_the_posterior_of_any_vae():
 def test_training_on_digits():
     digits = data.load("digits")
     torch.manual_seed(0)
-    for cls in (VAE, FlowVAE):
-        torch.manual_seed(0)
-        model = cls.build("mlp", (1, 8, 8), 6, hidden=(64,))
-        fit(model, digits.train.round(), epochs=12, batch_size=64, lr=5e-3, device="cpu", progress=False)
-        print(cls, mean_loss(model, digits.test.round()))
+    model = FlowVAE.build("mlp", (1, 8, 8), 6, hidden=(64,))
+    fit(model, digits.train.round(), epochs=10, batch_size=64, lr=5e-3, device="cpu", progress=False)
+    tested = mean_loss(model, digits.test.round())
+    assert 19 < tested["total"] < 20.9  # 20.4 measured
+    assert 2.5 < tested["kl"] < 4.5
 
 
 # ---------------------------------------------------------------------------------- bad inputs
