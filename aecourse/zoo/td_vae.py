@@ -139,6 +139,8 @@ class TDVAE(nn.Module):
         likelihood, variance, levels: as for :class:`aecourse.vae.VAE`.
         steps: k, the length of a jump, or ``(least, most)``: then every jump's is drawn, evenly from those
             that do not begin before time 0.
+        beta: weight in the loss of all terms but the likelihood; 1 gives the bound. A warm-up from 0 keeps
+            training from staying where the state says nothing, because nothing predicts it yet.
         samples: draws of the states per jump in the loss.
         time_dim: the dimension of a batch that is the time.
         length: of sequences that are drawn, where ``sample`` is not told.
@@ -163,6 +165,7 @@ class TDVAE(nn.Module):
         variance: float | str | None = None,
         levels: int | None = None,
         steps: int | tuple[int, int] = 1,
+        beta: float = 1.0,
         samples: int = 1,
         time_dim: int = 1,
         length: int | None = None,
@@ -171,11 +174,14 @@ class TDVAE(nn.Module):
         counts = {"latent_dim": latent_dim, "samples": samples, "time_dim": time_dim, "length": length or 1}
         for name, value in counts.items():
             check_count(name, value)
+        if not beta >= 0:
+            raise ValueError(f"beta is {beta} but must be at least 0.")
         self.memory, self.belief, self.smoother = memory, belief, smoother
         self.transition, self.decoder = transition, decoder
         self.likelihood = as_likelihood(likelihood, variance=variance, levels=levels)
         self.step_shape, self.latent_dim = tuple(step_shape), latent_dim
         self.steps = _as_range(steps)
+        self.beta = beta
         self.samples, self.time_dim, self.length = samples, time_dim, length
 
     @classmethod
@@ -240,15 +246,18 @@ class TDVAE(nn.Module):
 
     # --------------------------------------------------------------------------- the objective
 
-    def loss(self, x: Tensor) -> Loss:
+    def loss(self, x: Tensor, beta: float | Tensor | None = None) -> Loss:
         """The negative sum of the bounds of all jumps, nats per sequence, and its three parts.
 
-        ``transition`` is the mean of log p_B(z2|b_t2) - log p_T(z2|z1), which may be negative.
+        ``transition`` is the mean of log p_B(z2|b_t2) - log p_T(z2|z1), which may be negative. ``beta``
+        stands in for the model's own, as annealing needs it.
         """
+        beta = self.beta if beta is None else beta
         terms = self._terms(x, self.samples, self.steps)
         log_likelihood, kl, log_belief, log_transition = (term.sum(dim=2).mean() for term in terms)
         parts = {"reconstruction": -log_likelihood, "kl": kl, "transition": log_belief - log_transition}
-        return Loss(total=-td_bound(*terms).sum(dim=2).mean(), parts=parts)
+        weighted = (terms[0], *(beta * term for term in terms[1:]))
+        return Loss(total=-td_bound(*weighted).sum(dim=2).mean(), parts=parts)
 
     def step_weights(self, x: Tensor, samples: int, k: int = 1) -> Tensor:
         """The bound of each jump of length k from one draw: the logarithm of an importance weight.
