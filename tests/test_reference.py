@@ -96,7 +96,7 @@ def test_the_card_of_the_features_of_small_digits_tells_the_truth():
 
 def test_the_card_of_the_features_of_mnist_tells_the_truth(mnist_root):
     """Random halves are 0.6 apart, and the halves of the file as it is ordered 12."""
-    network, test = check_card_of_features("mnist_features", data.load("mnist", mnist_root))
+    _, test = check_card_of_features("mnist_features", data.load("mnist", mnist_root))
     assert stated(reference.load_features().card, "accuracy") > 97.9
     assert evaluate.frechet_distance(test[:5000], test[5000:]) > 15 * evaluate.frechet_floor(test).value
 
@@ -136,7 +136,7 @@ def test_training_writes_weights_and_a_card(tmp_path, monkeypatch, capsys):
 
 def test_training_a_network_of_features_writes_weights_and_a_card(tmp_path, monkeypatch):
     """The labels are trained on, the step falls to nothing, and what is stored is what was measured."""
-    recipe = {**reference.RECIPES["digits_features"], "epochs": 8, "features": 12, "hidden": [32]}
+    recipe = {**reference.RECIPES["digits_features"], "epochs": 12, "features": 24, "lr": 6e-3}
     monkeypatch.setitem(reference.RECIPES, "digits_features", recipe)
     steps = {}
     plain = reference.fit
@@ -148,8 +148,8 @@ def test_training_a_network_of_features_writes_weights_and_a_card(tmp_path, monk
     monkeypatch.setattr(reference, "fit", fit)
     weights = tmp_path / "weights"
     metrics = reference.train("digits_features", weights, progress=False)
-    assert steps[0] == 2e-3
-    assert steps[7] == pytest.approx(2e-3 / 8)
+    assert steps[0] == 6e-3
+    assert steps[11] == pytest.approx(6e-3 / 12)
     assert metrics["error"] < 0.12
     card = (weights / "digits_features.md").read_text()
     assert f"| accuracy | {100 * (1 - metrics['error']):.2f} % |" in card
