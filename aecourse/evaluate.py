@@ -517,6 +517,7 @@ def feature_network(
     Raises:
         TypeError, ValueError: sizes that are no such counts, a dropout outside [0, 1).
     """
+    check_count("features", features)
     encoder = MLPEncoder(image_shape, features, hidden, dropout=dropout, gaussian=False)
     return FeatureNetwork(encoder, image_shape=image_shape, features=features, classes=classes)
 
@@ -725,16 +726,16 @@ def _per_example(
 
 def _symmetric_root(name: str, cov: Tensor) -> Tensor:
     """The symmetric square root of a positive semidefinite matrix, in double precision."""
-    # Rounding in the precision in which it was made.
-    tolerance = len(cov) * torch.finfo(cov.dtype).eps * cov.abs().max().double()
+    eps = torch.finfo(cov.dtype).eps
     cov = cov.double()
+    tolerance = math.sqrt(eps) * cov.abs().max()  # half the digits that it was made with
     if (cov - cov.T).abs().max() > tolerance:
         raise ValueError(f"{name} must be symmetric; it differs from its transpose.")
-    eigenvalues, vectors = torch.linalg.eigh(cov)
+    eigenvalues, vectors = torch.linalg.eigh((cov + cov.T) / 2)
     if eigenvalues[0] < -tolerance:
         raise ValueError(f"{name} has the eigenvalue {eigenvalues[0]:g} but must be positive semidefinite.")
-    # The root of what is 0 but for rounding, 1e-16, would be 1e-8.
-    kept = eigenvalues.where(eigenvalues > len(cov) * torch.finfo(cov.dtype).eps * eigenvalues[-1], 0.0)
+    # An eigenvalue that is 0 but for rounding, 1e-16, would have the root 1e-8.
+    kept = eigenvalues.where(eigenvalues > len(cov) * eps * eigenvalues[-1], 0.0)
     return vectors * kept.sqrt() @ vectors.T
 
 

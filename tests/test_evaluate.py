@@ -9,15 +9,22 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from aecourse import data
 from aecourse.evaluate import (
     active_units,
     auroc,
+    coverage,
     evaluation_mode,
+    feature_network,
+    frechet_distance,
+    frechet_floor,
+    gaussian_frechet_distance,
     gaussian_total_correlation,
     importance_sampling,
     iwae,
     kl_per_dimension,
     log_mean_weight,
+    mode_coverage,
     mutual_information,
     negative_log_likelihood,
     prior_monte_carlo,
@@ -25,6 +32,8 @@ from aecourse.evaluate import (
 )
 from aecourse.likelihoods import gaussian_kl
 from aecourse.linear import LinearVAE, linear_vae_optimum
+from aecourse.mixtures import gaussian_mixture
+from aecourse.train import fit
 from aecourse.vae import VAE
 
 
@@ -579,3 +588,285 @@ def test_the_probe_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(ImportError, match=r"^probe_accuracy needs scikit-learn: pip install"):
         probe_accuracy(CODES, LABELS, CODES, LABELS, per_class=1)
+
+
+# ------------------------------------------------------------------------- how samples look
+
+
+def with_moments(count, mean, cov):
+    """Points with exactly this mean and covariance (divided by N - 1), in no order."""
+    k = len(mean)
+    white = torch.linalg.qr(
+        torch.randn(count, k + 1, dtype=torch.float64).index_fill(1, torch.tensor(0), 1)
+    ).Q
+    eigenvalues, vectors = torch.linalg.eigh(cov)
+    root = vectors * eigenvalues.clamp(min=0).sqrt()
+    return math.sqrt(count - 1) * white[:, 1:] @ root.T + mean
+
+
+def random_cov(k, rank=None):
+    root = torch.randn(k, rank or k, dtype=torch.float64)
+    return root @ root.T
+
+
+def pair_distance(mean, cov, other_mean, other_cov):
+    """In two dimensions tr (A^1/2 B A^1/2)^1/2 has a closed form: its square is tr AB + 2 sqrt(det AB)."""
+    overlap = math.sqrt((cov @ other_cov).trace() + 2 * math.sqrt(torch.det(cov) * torch.det(other_cov)))
+    return (mean - other_mean).square().sum() + cov.trace() + other_cov.trace() - 2 * overlap
+
+
+def test_the_frechet_distance_of_two_gaussians_that_do_not_commute():
+    for _ in range(20):
+        (mean, other), covs = torch.randn(2, 2).double(), [random_cov(2), random_cov(2)]
+        expected = pair_distance(mean, covs[0], other, covs[1])
+        got = gaussian_frechet_distance(mean, covs[0], other, covs[1])
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+        features = with_moments(9, mean, covs[0]), with_moments(7, other, covs[1])
+        torch.testing.assert_close(frechet_distance(*features), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(frechet_distance(*features[::-1]), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_frechet_distance_of_gaussians_with_the_same_axes():
+    """The sum of the squares of the differences of means and of standard deviations."""
+    means, stds = torch.randn(2, 64).double(), torch.rand(2, 64).double()
+    axes = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64)).Q
+    covs = [axes * std.square() @ axes.T for std in stds]
+    expected = (means[0] - means[1]).square().sum() + (stds[0] - stds[1]).square().sum()
+    got = gaussian_frechet_distance(means[0], covs[0], means[1], covs[1])
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_frechet_distance_of_covariances_without_full_rank(scale):
+    """Of rank 1, u u^T and v v^T: |u|^2 + |v|^2 - 2 |u v|. Where axes do not meet, the sum of traces."""
+    u, v = scale * torch.randn(2, 10, dtype=torch.float64)
+    none = torch.zeros(10, dtype=torch.float64)
+    expected = u @ u + v @ v - 2 * (u @ v).abs()
+    got = gaussian_frechet_distance(none, u.outer(u), none, v.outer(v))
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=0)
+    first, second = (scale**2 * torch.diag(torch.tensor(d).double()) for d in ([2.0, 0, 0], [0, 3.0, 0]))
+    got = gaussian_frechet_distance(none[:3], first, none[:3], second)
+    torch.testing.assert_close(got.item(), 5 * scale**2, rtol=1e-12, atol=0)
+    got = gaussian_frechet_distance(none[:3], first, none[:3], torch.zeros_like(first))
+    torch.testing.assert_close(got.item(), 2 * scale**2, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [5, 200])
+def test_a_set_has_no_distance_from_itself(count, dtype):
+    """Also with fewer points than features, and features that never vary; in double precision always."""
+    features = (10 + torch.randn(count, 30)).to(dtype)
+    features[:, 3] = 7
+    same = frechet_distance(features, features[torch.randperm(count)])
+    assert same.dtype == torch.float64
+    assert 0 <= same < 1e-9
+    assert frechet_distance(features, features + 1).item() == pytest.approx(
+        30, rel=2e-2 if count == 5 else 1e-2
+    )
+
+
+def test_single_precision_does_not_spoil_the_distance():
+    """Features whose mean is large against their spread: squares in single precision would lose the rest."""
+    features = (torch.randn(300, 8) + 3000).float()
+    others = features + torch.linspace(0, 1, 8)
+    expected = frechet_distance(features.double(), others.double())
+    torch.testing.assert_close(frechet_distance(features, others), expected, rtol=1e-9, atol=1e-12)
+    assert expected == pytest.approx(torch.linspace(0, 1, 8).square().sum().item(), rel=1e-3)
+
+
+def test_the_floor_is_that_of_random_halves_and_not_of_ordered_ones():
+    """For N points of one Gaussian in k dimensions, halves of n = N/2 have means 2 tr / n apart."""
+    ordered = torch.randn(400, 3, dtype=torch.float64) + torch.linspace(-3, 3, 400).unsqueeze(1)
+    halves = frechet_distance(ordered[:200], ordered[200:])
+    value, error = frechet_floor(ordered)
+    assert halves > 20
+    assert value < 0.5
+    assert 0 < error < 0.1
+    assert frechet_floor(ordered).value == value  # seeded
+    assert frechet_floor(ordered, seed=1).value != value
+    # Halves of a set are a little further apart than its subsets from others: without replacement.
+    shift = torch.stack([frechet_floor(torch.randn(200, 1).double(), repeats=2).value for _ in range(400)])
+    # Means differ by sqrt(2 / n) and standard deviations by sqrt(1 / n): 3 / n on average, n = 100.
+    assert shift.mean().item() == pytest.approx(3 / 100, rel=0.12)
+
+
+def test_the_floors_error_is_that_of_its_mean_over_divisions():
+    features = torch.randn(40, 2)
+    floors = [frechet_floor(features, repeats=8, seed=s) for s in range(40)]
+    values, errors = (torch.stack(parts) for parts in zip(*floors))
+    assert (errors.square().mean().sqrt() / values.std()).item() == pytest.approx(1, abs=0.35)
+
+
+def test_coverage_by_hand():
+    probabilities = torch.tensor(
+        [[0.9, 0.1, 0.0, 0.0], [0.6, 0.2, 0.2, 0.0], [0.5, 0.5, 0.0, 0.0], [0, 0, 0, 1]]
+    )
+    found = coverage(probabilities)
+    assert found.shares.tolist() == [0.75, 0, 0, 0.25]
+    expected = math.log(4) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    assert found.kl.item() == pytest.approx(expected, rel=1e-12)
+    assert found.confidence.item() == pytest.approx(0.75, abs=1e-7)
+    assert found.hit == 2
+
+
+def test_coverage_of_all_classes_and_of_one():
+    labels = torch.arange(10).repeat(7)
+    every = coverage(torch.eye(10)[labels])
+    assert (every.kl, every.confidence, every.hit) == (0, 1, 10)
+    one = coverage(torch.eye(10)[[3] * 5])
+    assert one.kl.item() == pytest.approx(math.log(10), rel=1e-12)
+    assert one.hit == 1
+
+
+def test_samples_of_the_uniform_distribution_have_the_divergence_that_is_promised():
+    draws = [coverage(torch.eye(10)[torch.randint(10, (500,))]).kl for _ in range(300)]
+    assert torch.stack(draws).mean().item() == pytest.approx(9 / 1000, rel=0.12)
+
+
+@pytest.mark.parametrize("mixture", [data.mixture_ring(), data.mixture_grid(3)])
+def test_modes_that_are_known_are_found(mixture):
+    """The oracle of zoo.md 0.2: a model that makes all modes, and one that makes two."""
+    k = len(mixture.means)
+    points, components = mixture.sample(3000)
+    every = mode_coverage(mixture, points)
+    assert every.hit == k
+    assert every.kl < 3 * (k - 1) / 6000
+    # Within three standard deviations of its mean lie 1 - exp(-9/2) of a Gaussian in two dimensions.
+    assert every.confidence.item() == pytest.approx(1 - math.exp(-4.5), abs=0.006)
+    two = mode_coverage(mixture, points[components < 2])
+    assert two.hit == 2
+    assert two.kl.item() == pytest.approx(math.log(k / 2), abs=0.02)
+    torch.testing.assert_close(every.shares, components.bincount().double() / 3000, atol=0.01, rtol=0)
+
+
+def test_points_far_from_every_mode_hit_none():
+    ring = data.mixture_ring(4, radius=2.0, std=0.2)
+    points = torch.tensor([[0.0, 2.0 + 0.59], [0.0, -2.0 - 0.61], [0.1, 0.0]])
+    found = mode_coverage(ring, points)
+    assert found.hit == 1
+    assert found.confidence.item() == pytest.approx(1 / 3)
+    assert mode_coverage(ring, points, radius=3.1).hit == 2
+    assert mode_coverage(ring, 0 * points).hit == 0
+
+
+def test_distances_from_modes_are_in_their_own_standard_deviations():
+    """A long component and a round one: the nearest by its own measure, not by the ruler."""
+    covs = torch.stack([torch.diag(torch.tensor([4.0, 0.01])), 0.01 * torch.eye(2)])
+    mixture = gaussian_mixture(torch.tensor([3.0, 1.0]), torch.tensor([[0.0, 0.0], [3.0, 0.5]]), covs)
+    found = mode_coverage(mixture, torch.tensor([[3.0, 0.1], [-5.0, 0.0], [3.0, 0.45], [0.0, 0.0]]))
+    assert found.shares.tolist() == [0.75, 0.25]
+    assert found.kl == 0  # the weights of the mixture are these
+    assert found.hit == 2
+
+
+# -------------------------------------------------------------------------- a feature network
+
+
+def test_a_feature_network_is_a_classifier_of_its_features():
+    network = feature_network((1, 4, 4), 3, features=5, hidden=(6,), dropout=0.5).eval()
+    x, labels = torch.rand(7, 1, 4, 4), torch.tensor([0, 1, 2, 2, 1, 0, 1])
+    features = network.features(x)
+    assert features.shape == (7, 5)
+    assert features.min() == 0  # ReLU
+    probabilities = network(x)
+    torch.testing.assert_close(probabilities, network.head(features).softmax(dim=1))
+    loss = network.loss(x, labels)
+    torch.testing.assert_close(loss.total, -probabilities[range(7), labels].log().mean())
+    wrong = (probabilities.argmax(dim=1) != labels).float().mean()
+    assert loss.parts["error"] == wrong
+    # Two batch sizes: a mean over examples.
+    twice = network.loss(torch.cat([x, x]), torch.cat([labels, labels]))
+    torch.testing.assert_close(twice.total, loss.total)
+    network.train()
+    assert not network.features(x).equal(network.features(x))  # dropout
+
+
+def test_a_feature_network_learns_digits_and_sees_what_is_missing():
+    """Trained on the fly: 95 % of the test digits, and samples without half of the classes are far away."""
+    digits = data.load("digits")
+    network = feature_network((1, 8, 8), features=32, hidden=(64,))
+    labels = {"labels": digits.train_labels, "test_labels": digits.test_labels}
+    options = {"epochs": 12, "batch_size": 64, "lr": 4e-3, "progress": False}
+    history = fit(network, digits.train, test_images=digits.test, **labels, **options)
+    assert history.test["error"][-1] < 0.06
+    network.eval()
+    with torch.no_grad():
+        features, kept = (
+            network.features(digits.train),
+            network.features(digits.train)[digits.train_labels < 5],
+        )
+        found = coverage(network(digits.train[digits.train_labels < 5]))
+        every = coverage(network(digits.train))
+    floor = frechet_floor(features).value
+    assert frechet_distance(kept, features) > 20 * floor
+    assert 0.5 < found.kl < math.log(2)  # log 2 if no image were taken for one of another half
+    assert every.kl < 0.01
+    assert every.confidence > 0.9
+
+
+IMAGES, LABELS = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (lambda n: n.features(torch.rand(3, 1, 4, 5)), ValueError, r"^x has shape \(3, 1, 4, 5\) but this"),
+        (lambda n: n.loss(IMAGES, LABELS[:2]), ValueError, r"^labels has shape \(2,\) but needs \(3,\)"),
+        (lambda n: n.validate(IMAGES), ValueError, r"^labels is missing"),
+        (lambda n: n.validate(IMAGES, LABELS + 1), ValueError, r"^labels go from 1 to 3 but need 0 to 2"),
+        (lambda n: n.validate(IMAGES, LABELS.float()), TypeError, r"^labels must be a torch\.Tensor of"),
+        (lambda n: n.validate(IMAGES / 0, LABELS), ValueError, r"^images holds \d+ values that are NaN"),
+        (lambda n: n.validate(torch.rand(3, 16), LABELS), ValueError, r"^images has shape \(3, 16\) but"),
+        (lambda n: feature_network((1, 4, 4), 1), ValueError, r"^classes is 1 but must be at least 2"),
+        (lambda n: feature_network((1, 4, 4), features=0), ValueError, r"^features is 0 but must be at"),
+        (lambda n: frechet_distance(torch.rand(4, 2), torch.rand(4, 3)), ValueError, r"^others has shape"),
+        (
+            lambda n: frechet_distance(torch.rand(1, 2), torch.rand(4, 2)),
+            ValueError,
+            r"^the number of rows of features is 1 but must be at least 2",
+        ),
+        (
+            lambda n: frechet_distance(torch.rand(4, 2), torch.full((4, 2), math.nan)),
+            ValueError,
+            r"^others holds 8 values that are NaN",
+        ),
+        (lambda n: frechet_floor(torch.rand(3, 2)), ValueError, r"^the number of rows of features is 3 but"),
+        (lambda n: frechet_floor(torch.rand(9, 2), repeats=1), ValueError, r"^repeats is 1 but must be"),
+        (
+            lambda n: gaussian_frechet_distance(ZEROS, EYE, ZEROS, EYE + torch.tensor([[0, 0.1], [0, 0]])),
+            ValueError,
+            r"^other_cov must be symmetric",
+        ),
+        (
+            lambda n: gaussian_frechet_distance(ZEROS, -EYE, ZEROS, EYE),
+            ValueError,
+            r"^cov has the eigenvalue -1 but must be positive semidefinite",
+        ),
+        (
+            lambda n: gaussian_frechet_distance(ZEROS, EYE, ZEROS, torch.eye(3)),
+            ValueError,
+            r"^other_cov has shape \(3, 3\) but needs \(k, k\) = \(2, 2\)",
+        ),
+        (lambda n: coverage(torch.randn(4, 3)), ValueError, r"^probabilities has values from -.*softmax"),
+        (lambda n: coverage(torch.ones(4, 3)), ValueError, r"^probabilities has .*sums of rows from 3 to 3"),
+        (lambda n: coverage(torch.ones(4, 1)), ValueError, r"^classes is 1 but must be at least 2"),
+        (lambda n: coverage(torch.ones(0, 3)), ValueError, r"^N, the number of samples, is 0 but"),
+        (lambda n: coverage(torch.full((2, 2), math.nan)), ValueError, r"^probabilities has values from nan"),
+        (
+            lambda n: mode_coverage(data.mixture_ring(), torch.rand(3, 3)),
+            ValueError,
+            r"^points has shape \(3, 3\) but needs \(N, D\) = \(3, 2\)",
+        ),
+        (
+            lambda n: mode_coverage(data.mixture_ring(), torch.rand(3, 2), radius=0),
+            ValueError,
+            r"^radius is 0 but must be positive",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_words(call, kind, words):
+    with pytest.raises(kind, match=words):
+        call(feature_network((1, 4, 4), 3, features=5, hidden=(6,)))
+
+
+ZEROS, EYE = torch.zeros(2), torch.eye(2)

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import aecourse
+from aecourse.reference import RECIPES
 
 REPOSITORY = Path(__file__).parents[1]
 WORKFLOWS = REPOSITORY / ".github" / "workflows"
@@ -82,8 +83,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(files):
     about = f"aecourse-{aecourse.__version__}.dist-info"
     others = {f"{about}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
     assert set(files) == package | others | {f"{about}/licenses/LICENSE"}
-    for word in ("weights/mnist_vae.safetensors", "widgets/latent_viewer.js", "grading/templates/page.html"):
+    for word in ("widgets/latent_viewer.js", "grading/templates/page.html"):
         assert f"aecourse/{word}" in files
+    for name in RECIPES:
+        for kind in ("safetensors", "md"):
+            assert f"aecourse/weights/{name}.{kind}" in files
 
 
 SECRET = re.compile(
@@ -219,6 +223,7 @@ NEEDS = {
     "from aecourse import pyro_vae": "book",
     "book.source(aecourse.VAE)": "book",
     "reference.load()": "book",
+    "reference.load_features()": "book",
     "reference.train('mnist_vae', here)": "book",
     "evaluate.probe_accuracy(codes, labels, codes, labels, per_class=1, repeats=2)": "book",
     "disentanglement.beta_vae_score(codes, factors)": "book",
