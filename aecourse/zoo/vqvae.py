@@ -130,7 +130,7 @@ def usage(indices: Tensor, codes: int) -> tuple[Tensor, Tensor]:
     Returns:
         The perplexity, between 1 and ``codes``, and the number of codes in use: scalars.
     """
-    n = _histogram(indices, codes)
+    n = all_sum(_histogram(indices, codes))
     return torch.special.entr(n / n.sum()).sum().exp(), (n > 0).sum()
 
 
@@ -165,7 +165,8 @@ def _drawn(z: Tensor, lots: Tensor, count: int) -> Tensor:
 
 def _fsq_digits(bounded: Tensor, levels: Tensor) -> Tensor:
     """Values in [-1, 1] to the number of the nearest level, from 0: int64."""
-    return ((levels - 1) * (bounded.detach() + 1) / 2).round().long()
+    digits = ((levels - 1) * (bounded.detach() + 1) / 2).round()
+    return digits.nan_to_num().long()  # what is not finite shows in the values, and must not in an index
 
 
 def _fsq_values(digits: Tensor, levels: Tensor) -> Tensor:
@@ -618,7 +619,7 @@ class VQVAE(nn.Module):
 
         Parts: ``reconstruction``, -log p(x|k) in nats per example; ``distance``, the squared distance between
         the encoder's output and the codes, summed over an example, without a weight; ``perplexity`` and
-        ``codes_used`` of the batch (of a process's part, where several train), see :func:`usage`. The rate
+        ``codes_used`` of the batch, see :func:`usage`. The rate
         T log K of the uniform prior is a constant and is left out.
         """
         quantized = self.quantizer(self.encode(x))
