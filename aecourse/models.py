@@ -10,4 +10,6 @@ MODELS = {
     "VAE": "vae",
     "IWAE": "iwae",
     "ConditionalVAE": "zoo.conditional",
+    "LossyVAE": "zoo.lossy_vae",
+    "FlowVAE": "zoo.flows",
 }

@@ -20,6 +20,8 @@ from aecourse.iwae import IWAE
 from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, LinearVAE
 from aecourse.vae import VAE
 from aecourse.zoo.conditional import ConditionalVAE
+from aecourse.zoo.flows import FlowVAE
+from aecourse.zoo.lossy_vae import LossyVAE, receptive_field
 from support.players import Adversarial, ThreePlayers
 
 IMAGE, SERIES, POINT = (1, 8, 8), (1, 8), (6,)
@@ -31,6 +33,19 @@ class Case(NamedTuple):
     shape: tuple[int, ...] = IMAGE
     labels: int = 0  # how many classes, for a conditional model
     looks: Callable[..., Iterable[Tensor]] | None = None  # of (model, x, **labels): what one does besides
+
+
+def looks_of_a_flow(model, x):
+    yield from (*model.posterior(x, 3), model.codes(x), model.reconstruct(x), model.elbo(x, samples=2))
+    yield from (model.log_weights(x, 3), model.sample(3), model.interpolate(x, x.flip(0), 4))
+    yield from model.flow.inverse(*model.base(x)[::2])
+
+
+def looks_of_a_window(model, x):
+    mean, _ = model.encode(x)
+    yield from (model.sample(2), model.reconstruct(x), model.next_pixel_means(x, mean))
+    yield from (model.elbo(x, samples=2), model.log_weights(x, 3), model.log_joint(x, mean))
+    yield receptive_field(model.decoder, model.image_shape[1:])
 
 
 MODELS = {
@@ -61,6 +76,22 @@ MODELS = {
     "IWAE stl": Case(lambda: IWAE.mlp(IMAGE, 2, bound="elbo", gradient="stl", **SMALL)),
     "IWAE dreg": Case(lambda: IWAE.mlp(IMAGE, 2, gradient="dreg", samples=3, **SMALL)),
     "conditional VAE": Case(lambda: ConditionalVAE.build("mlp", IMAGE, 2, classes=3, **SMALL), labels=3),
+    "lossy VAE": Case(
+        lambda: LossyVAE.build("mlp", (1, 3, 4), 2, masked_layers=2, features=3, progress=False, **SMALL),
+        (1, 3, 4),
+        looks=looks_of_a_window,
+    ),
+    "lossy categorical": Case(
+        lambda: LossyVAE.build(
+            "mlp", (1, 2, 3), 2, likelihood="categorical", levels=3, progress=False, **SMALL
+        ),
+        (1, 2, 3),
+        looks=looks_of_a_window,
+    ),
+    "flow posterior": Case(
+        lambda: FlowVAE.build("mlp", IMAGE, 2, flow_hidden=(4,), context=3, samples=2, **SMALL),
+        looks=looks_of_a_flow,
+    ),
     "two players": Case(Adversarial, POINT),
     "three players": Case(ThreePlayers, POINT),
 }
