@@ -18,4 +18,6 @@ MODELS = {
     "GAN": "zoo.adversarial",
     "VAEGAN": "zoo.adversarial",
     "TDVAE": "zoo.td_vae",
+    "LossyVAE": "zoo.lossy_vae",
+    "FlowVAE": "zoo.flows",
 }

@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +24,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aecourse import VAE, data, evaluate, fit, reference
+from aecourse import (
+    GAN,
+    IWAE,
+    TDVAE,
+    VAE,
+    VAEGAN,
+    VQVAE,
+    AdversarialAutoencoder,
+    Autoencoder,
+    BetaTCVAE,
+    ConditionalVAE,
+    FactorVAE,
+    FlowVAE,
+    LadderVAE,
+    LossyVAE,
+    StructuredOutputVAE,
+    TwoStageVAE,
+    data,
+    evaluate,
+    fit,
+    reference,
+)
 from aecourse.bounds import linear_annealing
 from aecourse.likelihoods import full_gaussian_kl
 
@@ -44,16 +66,99 @@ class Row(NamedTuple):
     """Epochs in which the weight of the KL rises from 0 to 1."""
     binary: bool = True
     targets: Mapping[str, tuple[float, float]] = MappingProxyType({})
-    """Columns with the least and the largest value to be reached."""
+    """Columns with the least and the largest value that should be reached."""
     prior: bool = True
     """Whether the code has the prior N(0, I)."""
+    samples: int = 10_000
+    """Images that are drawn, and images that are reconstructed; fewer where each pixel takes a pass."""
 
 
 MLP = {"hidden": (400, 200)}
-NOTHING, INFINITY = -math.inf, math.inf
+COUNT = 60_000  # training images
+GAME = {"lr": 5e-4, "falls": False, "binary": False}
+
+
+def gan_parts(shape: tuple[int, ...]) -> dict:
+    """Networks of the GAN and of the VAE-GAN."""
+    return {"kind": "mlp", "image_shape": shape, "latent_dim": 16, "batch_norm": True, **MLP}
+
+
+def two_stages(shape: tuple[int, ...]) -> nn.Module:
+    return TwoStageVAE.build(
+        "mlp", shape, 16, start_variance=0.07, **MLP
+    )  # about the variance of MNIST's pixels
+
+
+def discrete(shape: tuple[int, ...], quantizer: str, latent_dim: int) -> nn.Module:
+    options = {"quantizer": quantizer, "codes": 64, "fsq_levels": (4, 4, 4), "channels": (24, 48)}
+    return VQVAE.build("conv", shape, latent_dim, **options)
+
 
 ROWS = {
+    "autoencoder": Row(
+        lambda shape: Autoencoder.build("mlp", shape, 40, **MLP), (30,), binary=False, prior=False
+    ),
     "vae": Row(lambda shape: VAE.build("mlp", shape, 40, **MLP), (60,)),
+    "iwae": Row(lambda shape: IWAE.build("mlp", shape, 40, samples=5, **MLP), (25,)),
+    "beta-tc": Row(lambda shape: BetaTCVAE.build("mlp", shape, 10, data_size=COUNT, beta=4.0, **MLP), (25,)),
+    "factor": Row(lambda shape: FactorVAE.build("mlp", shape, 10, gamma=10.0, **MLP), (25,)),
+    "flow": Row(lambda shape: FlowVAE.build("mlp", shape, 40, steps=2, flow_hidden=(100,), **MLP), (40,)),
+    "ladder": Row(
+        lambda shape: LadderVAE.build("mlp", shape, (64, 32), hidden=(400, 200)),
+        (60,),
+        warmup=5,
+        targets={"bound": (0, 92.5), "nll": (0, 87.5)},
+    ),
+    "ladder-bottom-up": Row(
+        lambda shape: LadderVAE.build("mlp", shape, (64, 32), hidden=(400, 200), inference="bottom_up"),
+        (60,),
+        warmup=5,
+    ),
+    "lossy": Row(
+        lambda shape: LossyVAE.build("mlp", shape, 16, hidden=(300,), progress=False),
+        (14,),
+        targets={"bound": (0, 90), "rate": (0, 12)},
+        samples=1000,
+    ),
+    "conditional": Row(
+        lambda shape: ConditionalVAE.build("mlp", shape, 40, classes=10, **MLP),
+        (60,),
+    ),
+    "quadrants-1": Row(
+        lambda shape: StructuredOutputVAE.build("mlp", shape, 50, given=1, hidden=(500, 500)),
+        (20,),
+        targets={"nll": (0, 75)},
+        prior=False,
+    ),
+    "quadrants-2": Row(
+        lambda shape: StructuredOutputVAE.build("mlp", shape, 50, given=2, hidden=(500, 500)),
+        (20,),
+        targets={"nll": (0, 53)},
+        prior=False,
+    ),
+    "beliefs": Row(lambda shape: TDVAE.build("mlp", shape, 16, memory=200, hidden=(200,)), (20,), warmup=2),
+    "vq": Row(partial(discrete, quantizer="ema", latent_dim=16), (12, 12), targets={"bound": (0, 128)}),
+    "fsq": Row(partial(discrete, quantizer="fsq", latent_dim=3), (12, 12)),
+    "two-stage": Row(two_stages, (20, 20), binary=False, targets={"frechet": (0, 15)}),
+    "adversarial": Row(
+        lambda shape: AdversarialAutoencoder.build("mlp", shape, 8, weight=10.0, **MLP),
+        (15,),
+        falls=False,
+        binary=False,
+        targets={"squared_error": (0, 16.7), "frechet": (0, 18.1)},
+    ),
+    "gan": Row(
+        lambda shape: GAN.build(**gan_parts(shape)),
+        (12,),
+        targets={"frechet": (0, 10), "class_kl": (0, 0.02)},
+        **GAME,
+    ),
+    "vae-gan": Row(
+        lambda shape: VAEGAN.build(**gan_parts(shape), gamma=0.1, feature_variance=0.05),
+        (16,),
+        targets={"frechet": (0, 18), "squared_error": (0, 18)},
+        **GAME,
+    ),
 }
 
 
@@ -110,13 +215,14 @@ COLUMNS = {
     "rate": "nats, KL of q(z|x) from the prior; of discrete codes, -log p(k)",
     "squared_error": "of reconstructions of the grey test images, summed over pixels",
     "sharpness": "squared differences of neighbouring pixels in reconstructions, over those in the images",
-    "frechet": "distance of 10,000 samples from the test images, in squared units of the features",
+    "frechet": "distance of samples from the test images, in squared units of the features",
     "class_kl": "nats, KL of the classes of samples from uniform, as the same network sees them",
     "confidence": "mean probability of a sample's class",
     "aggregate_kl": "nats, KL from N(0, I) of the Gaussian with the moments of q(z)",
     "kurtosis": "of the codes, mean over dimensions; that of a Gaussian is 3",
     "probe": "accuracy of a linear classifier on the codes that saw ten labels of each class",
     "minutes": "of training, on one core",
+    "samples": "drawn for the Frechet distance and the classes; the distance of a smaller set is larger",
 }
 
 
@@ -129,7 +235,7 @@ def batches(*tensors: Tensor, size: int = 500) -> Iterator[tuple[Tensor, ...]]:
 
 
 def likelihoods(model: nn.Module, test: Tensor, labels: Tensor) -> dict[str, float]:
-    """Bounds on -log p(x), estimates, and the part of the code in them."""
+    """Bounds on -log p(x) of binary images, estimates, and the part of the code in them."""
     if not hasattr(model, "log_weights"):
         if not hasattr(model, "bound"):
             return {}
@@ -144,7 +250,7 @@ def likelihoods(model: nn.Module, test: Tensor, labels: Tensor) -> dict[str, flo
     bounds, rates = [], []
     for x, y in batches(test, labels):
         bounds.append(-model.log_weights(x, 1, **labels_of(model, y))[0])
-        rates.append(model.loss(x, **labels_of(model, y)).parts["kl"])
+        rates.append(model.loss(x, **labels_of(model, y)).parts.get("kl", torch.tensor(math.nan)))
     some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:IMAGES]
     given = labels_of(model, labels[some])
     nll = evaluate.negative_log_likelihood(model, test[some], SAMPLES, **given, chunk=250)
@@ -161,30 +267,30 @@ def edges(x: Tensor) -> Tensor:
     return x.diff(dim=-1).square().sum() + x.diff(dim=-2).square().sum()
 
 
-def reconstructions(model: nn.Module, images: data.Dataset) -> dict[str, float]:
-    if not (hasattr(model, "reconstruct") or hasattr(model, "given")):
+def reconstructions(model: nn.Module, images: data.Dataset, count: int) -> dict[str, float]:
+    if not (hasattr(model, "reconstruct") or hasattr(model, "classes")):
         return {}
     error = sharp = plain = torch.zeros(())
-    for x, y in batches(images.test, images.test_labels):
+    some = torch.randperm(len(images.test), generator=torch.Generator().manual_seed(0))[:count]
+    for x, y in batches(images.test[some], images.test_labels[some]):
         seen = model.given(y) if hasattr(model, "classes") else model
         decoded = seen.reconstruct(x)
         error, sharp, plain = error + (decoded - x).square().sum(), sharp + edges(decoded), plain + edges(x)
-    return {"squared_error": error / len(images.test), "sharpness": sharp / plain}
+    return {"squared_error": error / len(some), "sharpness": sharp / plain}
 
 
-def samples(model: nn.Module, images: data.Dataset, binary: bool) -> dict[str, float]:
-    """Frechet distance and coverage of as many samples as there are test images."""
-    if not (hasattr(model, "sample") or hasattr(model, "given")):
+def samples(model: nn.Module, images: data.Dataset, row: Row) -> dict[str, float]:
+    """Frechet distance and coverage of samples."""
+    if not (hasattr(model, "sample") or hasattr(model, "classes")):
         return {}
     network = reference.load_features(f"{images.name}_features").network
     drawn = []
-    for (y,) in batches(torch.arange(len(images.test)) % 10):
+    for (y,) in batches(torch.arange(min(row.samples, len(images.test))) % 10):
         drawn.append(model.given(y).sample(len(y)) if hasattr(model, "classes") else model.sample(len(y)))
     drawn = torch.cat(drawn)
     # Some models give pixels, and not their probabilities: these are held against pixels.
-    others = (
-        data.binarize(images.test) if binary and set(drawn.unique().tolist()) <= {0.0, 1.0} else images.test
-    )
+    pixels = row.binary and bool(((drawn == 0) | (drawn == 1)).all())
+    others = data.binarize(images.test) if pixels else images.test
     covered = evaluate.coverage(network(drawn))
     return {
         "frechet": evaluate.frechet_distance(network.features(drawn), network.features(others)),
@@ -197,6 +303,9 @@ def codes_of(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor
     """Codes as numbers, ``(batch, k)``; mean and logvar of those whose prior is N(0, I), if there are any."""
     if hasattr(model, "quantizer"):
         return model.quantizer.lookup(model.indices(x)).flatten(1), None, None
+    if hasattr(model, "codes"):  # one draw for each example, or one code
+        code = model.codes(x)
+        return code, code, torch.full_like(code, -math.inf)
     code = model.encode(x)
     if isinstance(code, list):  # layers, of which the last has that prior
         return torch.cat([layer.mean for layer in code], dim=1), code[-1].mean, code[-1].logvar
@@ -206,7 +315,7 @@ def codes_of(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor
 
 
 def codes(model: nn.Module, images: data.Dataset, row: Row) -> dict[str, float]:
-    if not hasattr(model, "encode"):
+    if not hasattr(model, "encode") and not hasattr(model, "codes"):
         return {}
     both = []
     for part in (images.train[:10_000], images.test):
@@ -229,10 +338,10 @@ def codes(model: nn.Module, images: data.Dataset, row: Row) -> dict[str, float]:
 def measure(model: nn.Module, row: Row, images: data.Dataset) -> dict[str, float]:
     """Every column that this model defines."""
     torch.manual_seed(1)
-    test = data.binarize(images.test) if row.binary else images.test
-    columns = likelihoods(model, test, images.test_labels)
-    columns |= reconstructions(model, images) | samples(model, images, row.binary) | codes(model, images, row)
-    return {name: round(float(value), 4) for name, value in columns.items()}
+    columns = likelihoods(model, data.binarize(images.test), images.test_labels) if row.binary else {}
+    columns |= reconstructions(model, images, row.samples) | samples(model, images, row)
+    columns |= codes(model, images, row)
+    return {name: round(float(value), 4) for name, value in columns.items() if math.isfinite(value)}
 
 
 # ------------------------------------------------------------------------------------- the rows
@@ -272,6 +381,7 @@ def main(arguments: list[str] | None = None) -> None:
         row = ROWS[name]
         model, seconds = train(name, row, images, options.folder, options.scale)
         columns = {**measure(model, row, images), "minutes": round(seconds / 60, 2)}
+        columns["samples"] = min(row.samples, len(images.test)) if "frechet" in columns else None
         result = {
             "model": type(model).__name__,
             "data": str(images),

@@ -619,8 +619,8 @@ class VQVAE(nn.Module):
 
         Parts: ``reconstruction``, -log p(x|k) in nats per example; ``distance``, the squared distance between
         the encoder's output and the codes, summed over an example, without a weight; ``perplexity`` and
-        ``codes_used`` of the batch, see :func:`usage`. The rate
-        T log K of the uniform prior is a constant and is left out.
+        ``codes_used`` of the batch, see :func:`usage`. The rate T log K of the uniform prior is a constant
+        and is left out.
         """
         quantized = self.quantizer(self.encode(x))
         output = self.decoder_output(quantized.values)

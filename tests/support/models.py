@@ -23,7 +23,9 @@ from aecourse.vae import VAE
 from aecourse.zoo.adversarial import GAN, VAEGAN, AdversarialAutoencoder
 from aecourse.zoo.conditional import ConditionalVAE
 from aecourse.zoo.factor_vae import BetaTCVAE, FactorVAE
+from aecourse.zoo.flows import FlowVAE
 from aecourse.zoo.ladder_vae import LadderVAE
+from aecourse.zoo.lossy_vae import LossyVAE, receptive_field
 from aecourse.zoo.td_vae import TDVAE
 from aecourse.zoo.vqvae import VQVAE
 from support.players import Adversarial, ThreePlayers
@@ -68,6 +70,19 @@ def of_layers(model: LadderVAE, x: Tensor) -> Iterable[Tensor]:
 def looks_at_sequences(model: TDVAE, x: Tensor) -> Iterable[Tensor]:
     yield from (model.reconstruct(x), model.rollout(x, 2), model.sample(3), model.log_weights(x, 3))
     yield model.step_weights(x, 2)
+
+
+def looks_of_a_flow(model, x):
+    yield from (*model.posterior(x, 3), model.codes(x), model.reconstruct(x), model.elbo(x, samples=2))
+    yield from (model.log_weights(x, 3), model.sample(3), model.interpolate(x, x.flip(0), 4))
+    yield from model.flow.inverse(*model.base(x)[::2])
+
+
+def looks_of_a_window(model, x):
+    mean, _ = model.encode(x)
+    yield from (model.sample(2), model.reconstruct(x), model.next_pixel_means(x, mean))
+    yield from (model.elbo(x, samples=2), model.log_weights(x, 3), model.log_joint(x, mean))
+    yield receptive_field(model.decoder, model.image_shape[1:])
 
 
 MODELS = {
@@ -143,6 +158,22 @@ MODELS = {
         ),
         SERIES,
         looks=looks_at_sequences,
+    ),
+    "lossy VAE": Case(
+        lambda: LossyVAE.build("mlp", (1, 3, 4), 2, masked_layers=2, features=3, progress=False, **SMALL),
+        (1, 3, 4),
+        looks=looks_of_a_window,
+    ),
+    "lossy categorical": Case(
+        lambda: LossyVAE.build(
+            "mlp", (1, 2, 3), 2, likelihood="categorical", levels=3, progress=False, **SMALL
+        ),
+        (1, 2, 3),
+        looks=looks_of_a_window,
+    ),
+    "flow posterior": Case(
+        lambda: FlowVAE.build("mlp", IMAGE, 2, flow_hidden=(4,), context=3, samples=2, **SMALL),
+        looks=looks_of_a_flow,
     ),
     "two players": Case(Adversarial, POINT),
     "three players": Case(ThreePlayers, POINT),
