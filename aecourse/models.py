@@ -10,6 +10,8 @@ MODELS = {
     "VAE": "vae",
     "IWAE": "iwae",
     "ConditionalVAE": "zoo.conditional",
+    "StructuredOutputVAE": "zoo.conditional",
+    "TwoStageVAE": "zoo.two_stage_vae",
     "VQVAE": "zoo.vqvae",
     "FactorVAE": "zoo.factor_vae",
     "BetaTCVAE": "zoo.factor_vae",

@@ -21,12 +21,13 @@ from aecourse.iwae import IWAE
 from aecourse.linear import LinearAutoencoder, LinearDenoisingAutoencoder, LinearVAE
 from aecourse.vae import VAE
 from aecourse.zoo.adversarial import GAN, VAEGAN, AdversarialAutoencoder
-from aecourse.zoo.conditional import ConditionalVAE
+from aecourse.zoo.conditional import ConditionalVAE, StructuredOutputVAE
 from aecourse.zoo.factor_vae import BetaTCVAE, FactorVAE
 from aecourse.zoo.flows import FlowVAE
 from aecourse.zoo.ladder_vae import LadderVAE
 from aecourse.zoo.lossy_vae import LossyVAE, receptive_field
 from aecourse.zoo.td_vae import TDVAE
+from aecourse.zoo.two_stage_vae import TwoStageVAE
 from aecourse.zoo.vqvae import VQVAE
 from support.players import Adversarial, ThreePlayers
 
@@ -72,13 +73,13 @@ def looks_at_sequences(model: TDVAE, x: Tensor) -> Iterable[Tensor]:
     yield model.step_weights(x, 2)
 
 
-def looks_of_a_flow(model, x):
+def looks_of_a_flow(model: FlowVAE, x: Tensor) -> Iterable[Tensor]:
     yield from (*model.posterior(x, 3), model.codes(x), model.reconstruct(x), model.elbo(x, samples=2))
     yield from (model.log_weights(x, 3), model.sample(3), model.interpolate(x, x.flip(0), 4))
     yield from model.flow.inverse(*model.base(x)[::2])
 
 
-def looks_of_a_window(model, x):
+def looks_of_a_window(model: LossyVAE, x: Tensor) -> Iterable[Tensor]:
     mean, _ = model.encode(x)
     yield from (model.sample(2), model.reconstruct(x), model.next_pixel_means(x, mean))
     yield from (model.elbo(x, samples=2), model.log_weights(x, 3), model.log_joint(x, mean))
@@ -113,6 +114,14 @@ MODELS = {
     "IWAE stl": Case(lambda: IWAE.mlp(IMAGE, 2, bound="elbo", gradient="stl", **SMALL)),
     "IWAE dreg": Case(lambda: IWAE.mlp(IMAGE, 2, gradient="dreg", samples=3, **SMALL)),
     "conditional VAE": Case(lambda: ConditionalVAE.build("mlp", IMAGE, 2, classes=3, **SMALL), labels=3),
+    "structured output": Case(
+        lambda: StructuredOutputVAE.build("mlp", IMAGE, 2, given=2, alpha=0.5, samples=2, **SMALL),
+        looks=lambda model, x: (model.complete(x, 3), model.log_weights(x, 3), *model.prior(x)),
+    ),
+    "two stages": Case(
+        lambda: TwoStageVAE.build("mlp", IMAGE, 2, second_hidden=(4,), **SMALL),
+        looks=lambda model, x: (model.codes(x), model.log_weights(x, 3), model.sample(3)),
+    ),
     "features": Case(
         lambda: feature_network(IMAGE, 3, features=4, **SMALL),
         labels=3,
