@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import json
 import re
 import sys
@@ -97,15 +98,20 @@ COVERAGE = yaml.safe_load((BOOK / "coverage.yml").read_text())
 
 
 def test_no_row_of_the_course_is_missing():
-    assert set(COVERAGE) == {*range(1, 32), 40, 41}
+    assert set(COVERAGE) == set(range(1, 45))
+
+
+WITHOUT_PAGES = {*range(32, 40), 42, 43, 44}  # the further models: theirs come next
 
 
 def found(path: str) -> bool:
     """Whether there is a thing of this name: module.function, module.Class or module.Class.method."""
-    module = ".".join(path.split(".")[:2])
-    thing = importlib.import_module(module)
-    for name in path.split(".")[2:]:
-        thing = getattr(thing, name, None)
+    thing = importlib.import_module("aecourse")
+    for name in path.split(".")[1:]:
+        if hasattr(thing, "__path__") and importlib.util.find_spec(f"{thing.__name__}.{name}"):
+            thing = importlib.import_module(f"{thing.__name__}.{name}")
+        else:
+            thing = getattr(thing, name, None)
     return thing is not None
 
 
@@ -113,7 +119,10 @@ def found(path: str) -> bool:
 def test_a_row_names_its_page_its_code_and_its_test(number):
     row = COVERAGE[number]
     assert set(row) == {"row", "pages", "library", "tests"}
-    assert all(row.values())
+    assert bool(row["pages"]) == (number not in WITHOUT_PAGES)
+    assert row["row"]
+    assert row["library"]
+    assert row["tests"]
     for place in row["pages"]:
         name, _, anchor = place.partition("#")
         assert name in LISTED, place

@@ -151,6 +151,7 @@ class CoverageTable(SphinxDirective):
             code = [
                 nodes.literal("", text.removeprefix("aecourse.")) for text in row["library"] + row["tests"]
             ]
+            places = places or [nodes.Text("to come")]
             cells = [nodes.paragraph("", "", *lines(parts)) for parts in (places, code)]
             rows.append([words(str(number)), words(row["row"]), *cells])
         header = ("#", "What", "Where", "Code, and the test of it")
