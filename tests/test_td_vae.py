@@ -660,6 +660,8 @@ def test_parts_that_do_not_fit_are_refused(system, x):
     model = exact_model(system)
     with pytest.raises(ValueError, match=r"^length is None and the model was made for none"):
         model.sample(2)
+    with pytest.raises(ValueError, match=r"^length is 0 but must be at least 1"):
+        exact_model(system, length=0)
     model.memory = nn.Linear(SEEN, 6, dtype=torch.float64)  # nothing before the first step
     with pytest.raises(ValueError, match=r"^the memory gives the shape \(3, 5, 6\) but needs \(3, 6, size\)"):
         model.loss(x)

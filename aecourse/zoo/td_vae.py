@@ -171,9 +171,10 @@ class TDVAE(nn.Module):
         length: int | None = None,
     ):
         super().__init__()
-        counts = {"latent_dim": latent_dim, "samples": samples, "time_dim": time_dim, "length": length or 1}
-        for name, value in counts.items():
+        for name, value in (("latent_dim", latent_dim), ("samples", samples), ("time_dim", time_dim)):
             check_count(name, value)
+        if length is not None:
+            check_count("length", length)
         if not beta >= 0:
             raise ValueError(f"beta is {beta} but must be at least 0.")
         self.memory, self.belief, self.smoother = memory, belief, smoother
