@@ -804,19 +804,19 @@ def test_a_feature_network_learns_digits_and_sees_what_is_missing():
     assert every.confidence > 0.9
 
 
-IMAGES, LABELS = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])
+PICTURES, CLASSES = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])
 
 
 @pytest.mark.parametrize(
     ("call", "kind", "words"),
     [
         (lambda n: n.features(torch.rand(3, 1, 4, 5)), ValueError, r"^x has shape \(3, 1, 4, 5\) but this"),
-        (lambda n: n.loss(IMAGES, LABELS[:2]), ValueError, r"^labels has shape \(2,\) but needs \(3,\)"),
-        (lambda n: n.validate(IMAGES), ValueError, r"^labels is missing"),
-        (lambda n: n.validate(IMAGES, LABELS + 1), ValueError, r"^labels go from 1 to 3 but need 0 to 2"),
-        (lambda n: n.validate(IMAGES, LABELS.float()), TypeError, r"^labels must be a torch\.Tensor of"),
-        (lambda n: n.validate(IMAGES / 0, LABELS), ValueError, r"^images holds \d+ values that are NaN"),
-        (lambda n: n.validate(torch.rand(3, 16), LABELS), ValueError, r"^images has shape \(3, 16\) but"),
+        (lambda n: n.loss(PICTURES, CLASSES[:2]), ValueError, r"^labels has shape \(2,\) but needs \(3,\)"),
+        (lambda n: n.validate(PICTURES), ValueError, r"^labels is missing"),
+        (lambda n: n.validate(PICTURES, CLASSES + 1), ValueError, r"^labels go from 1 to 3 but need 0 to 2"),
+        (lambda n: n.validate(PICTURES, CLASSES.float()), TypeError, r"^labels must be a torch\.Tensor of"),
+        (lambda n: n.validate(PICTURES / 0, CLASSES), ValueError, r"^images holds \d+ values that are NaN"),
+        (lambda n: n.validate(torch.rand(3, 16), CLASSES), ValueError, r"^images has shape \(3, 16\) but"),
         (lambda n: feature_network((1, 4, 4), 1), ValueError, r"^classes is 1 but must be at least 2"),
         (lambda n: feature_network((1, 4, 4), features=0), ValueError, r"^features is 0 but must be at"),
         (lambda n: frechet_distance(torch.rand(4, 2), torch.rand(4, 3)), ValueError, r"^others has shape"),
