@@ -651,6 +651,14 @@ def test_the_frechet_distance_of_covariances_without_full_rank(scale):
     torch.testing.assert_close(got.item(), 2 * scale**2, rtol=1e-12, atol=0)
 
 
+def test_covariances_that_share_no_direction_are_the_sum_of_their_traces_apart():
+    """60 dimensions, half of them each: roots of rounding errors would add up to 1e-7."""
+    axes = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64)).Q
+    first, second = (part @ part.T for part in axes.split(30, dim=1))
+    got = gaussian_frechet_distance(torch.zeros(60).double(), first, torch.zeros(60).double(), second)
+    assert got.item() == pytest.approx(60, abs=1e-11)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [5, 200])
 def test_a_set_has_no_distance_from_itself(count, dtype):
@@ -688,6 +696,14 @@ def test_the_floor_is_that_of_random_halves_and_not_of_ordered_ones():
     shift = torch.stack([frechet_floor(torch.randn(200, 1).double(), repeats=2).value for _ in range(400)])
     # Means differ by sqrt(2 / n) and standard deviations by sqrt(1 / n): 3 / n on average, n = 100.
     assert shift.mean().item() == pytest.approx(3 / 100, rel=0.12)
+
+
+def test_each_row_is_in_one_half():
+    """Four numbers can be divided in three ways, whose distances are 100, 1 and 2."""
+    features = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+    sums = {round(2 * frechet_floor(features, repeats=2, seed=s).value.item(), 6) for s in range(20)}
+    assert sums <= {200, 101, 102, 2, 3, 4}
+    assert len(sums) > 2
 
 
 def test_the_floors_error_is_that_of_its_mean_over_divisions():
@@ -753,7 +769,7 @@ def test_distances_from_modes_are_in_their_own_standard_deviations():
     """A long component and a round one: the nearest by its own measure, not by the ruler."""
     covs = torch.stack([torch.diag(torch.tensor([4.0, 0.01])), 0.01 * torch.eye(2)])
     mixture = gaussian_mixture(torch.tensor([3.0, 1.0]), torch.tensor([[0.0, 0.0], [3.0, 0.5]]), covs)
-    found = mode_coverage(mixture, torch.tensor([[3.0, 0.1], [-5.0, 0.0], [3.0, 0.45], [0.0, 0.0]]))
+    found = mode_coverage(mixture, torch.tensor([[3.0, 0.1], [1.0, 0.4], [3.0, 0.45], [0.0, 0.0]]))
     assert found.shares.tolist() == [0.75, 0.25]
     assert found.kl == 0  # the weights of the mixture are these
     assert found.hit == 2
@@ -804,19 +820,19 @@ def test_a_feature_network_learns_digits_and_sees_what_is_missing():
     assert every.confidence > 0.9
 
 
-IMAGES, LABELS = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])
+PICTURES, CLASSES = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])
 
 
 @pytest.mark.parametrize(
     ("call", "kind", "words"),
     [
         (lambda n: n.features(torch.rand(3, 1, 4, 5)), ValueError, r"^x has shape \(3, 1, 4, 5\) but this"),
-        (lambda n: n.loss(IMAGES, LABELS[:2]), ValueError, r"^labels has shape \(2,\) but needs \(3,\)"),
-        (lambda n: n.validate(IMAGES), ValueError, r"^labels is missing"),
-        (lambda n: n.validate(IMAGES, LABELS + 1), ValueError, r"^labels go from 1 to 3 but need 0 to 2"),
-        (lambda n: n.validate(IMAGES, LABELS.float()), TypeError, r"^labels must be a torch\.Tensor of"),
-        (lambda n: n.validate(IMAGES / 0, LABELS), ValueError, r"^images holds \d+ values that are NaN"),
-        (lambda n: n.validate(torch.rand(3, 16), LABELS), ValueError, r"^images has shape \(3, 16\) but"),
+        (lambda n: n.loss(PICTURES, CLASSES[:2]), ValueError, r"^labels has shape \(2,\) but needs \(3,\)"),
+        (lambda n: n.validate(PICTURES), ValueError, r"^labels is missing"),
+        (lambda n: n.validate(PICTURES, CLASSES + 1), ValueError, r"^labels go from 1 to 3 but need 0 to 2"),
+        (lambda n: n.validate(PICTURES, CLASSES.float()), TypeError, r"^labels must be a torch\.Tensor of"),
+        (lambda n: n.validate(PICTURES / 0, CLASSES), ValueError, r"^images holds \d+ values that are NaN"),
+        (lambda n: n.validate(torch.rand(3, 16), CLASSES), ValueError, r"^images has shape \(3, 16\) but"),
         (lambda n: feature_network((1, 4, 4), 1), ValueError, r"^classes is 1 but must be at least 2"),
         (lambda n: feature_network((1, 4, 4), features=0), ValueError, r"^features is 0 but must be at"),
         (lambda n: frechet_distance(torch.rand(4, 2), torch.rand(4, 3)), ValueError, r"^others has shape"),
