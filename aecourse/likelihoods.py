@@ -501,7 +501,9 @@ class Categorical(Likelihood):
         return (output.softmax(dim=1).movedim(1, -1) * grey).sum(dim=-1)
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
-        return categorical_log_likelihood((x * (self.outputs - 1)).round().long(), output)
+        grey = (x * (self.outputs - 1)).round().nan_to_num().long()
+        # What is not finite cannot be an index, and shows in the sum instead.
+        return categorical_log_likelihood(grey, output) + 0 * x.flatten(1).sum(dim=1)
 
     def extra_repr(self) -> str:
         return f"levels={self.outputs}"

@@ -200,6 +200,7 @@ class TwoStageVAE(nn.Module):
         Raises:
             RuntimeError: the second stage was not fitted: it is the prior.
         """
+        check_count("count", count)
         if self.updates == 0:
             raise RuntimeError(
                 "The second stage is the prior, and was not fitted: for stage in model.stages(): fit(stage, "

@@ -120,7 +120,7 @@ MODELS = {
     ),
     "two stages": Case(
         lambda: TwoStageVAE.build("mlp", IMAGE, 2, second_hidden=(4,), **SMALL),
-        looks=lambda model, x: (model.codes(x), model.log_weights(x, 3), model.sample(3)),
+        looks=lambda model, x: (model.codes(x), model.log_weights(x, 3), model.draw_codes(3)),
     ),
     "features": Case(
         lambda: feature_network(IMAGE, 3, features=4, **SMALL),
