@@ -1015,6 +1015,8 @@ def train(kind):
         return plain(batch)
     model.loss = loss
     options = {"epochs": 3, "batch_size": 16, "lr": 3e-3, "device": "cpu", "progress": False}
+    if kind == "tc":
+        options["batch_size"] = 15  # parts of 8 and 7: gradients that cross over have to be weighed
     if kind in ("killed", "resumed") or kind == "players" and "RANK" in os.environ:
         options |= {"checkpoint": folder + "/team.pt", "checkpoint_steps": 2}
     if kind == "players" and "RANK" in os.environ:
@@ -1089,13 +1091,14 @@ def test_two_processes_train_as_one_does(trained, kind):
     alone, first, second = (result(trained, f"{kind}-{who}") for who in ("alone", "0", "1"))
     assert alone[0].keys() == first[0].keys()
     for name, curve in alone[0].items():
-        assert first[0][name] == second[0][name] == pytest.approx(curve, rel=1e-5)
+        assert first[0][name] == second[0][name] == pytest.approx(curve, rel=1e-5, abs=1e-6)
     for name, weight in alone[1].items():
         assert first[1][name] == second[1][name]
         if name == "sometimes.weight":
             assert first[1][name] != weight
             continue
-        torch.testing.assert_close(torch.tensor(first[1][name]), torch.tensor(weight), rtol=1e-3, atol=1e-4)
+        exact = {"rtol": 1e-5, "atol": 2e-6} if kind == "tc" else {"rtol": 1e-3, "atol": 1e-4}
+        torch.testing.assert_close(torch.tensor(first[1][name]), torch.tensor(weight), **exact)
 
 
 def parts_of_the_noise(draw, examples: int, processes: int = 2) -> list:
