@@ -402,7 +402,7 @@ def test_training_on_digits():
     model = FlowVAE.build("mlp", (1, 8, 8), 6, hidden=(64,))
     fit(model, digits.train.round(), epochs=10, batch_size=64, lr=5e-3, device="cpu", progress=False)
     tested = mean_loss(model, digits.test.round())
-    assert 19 < tested["total"] < 20.9  # 20.4 measured
+    assert 19 < tested["total"] < 20.9  # 20.5 measured
     assert 2.5 < tested["kl"] < 4.5
 
 
