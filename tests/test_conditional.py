@@ -154,7 +154,7 @@ def test_wrong_labels_are_refused_everywhere(x, labels, error, message):
 
 
 def test_labels_are_needed(x):
-    with pytest.raises(TypeError, match="labels"):
+    with pytest.raises(ValueError, match=r"^labels is missing: ConditionalVAE needs"):
         fit(small_model(), x, epochs=1, progress=False)
 
 

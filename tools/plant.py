@@ -17,13 +17,17 @@ import json
 import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
+import torch  # noqa: F401 (for the processes that are forked)
 
 try:
     import tomllib
@@ -71,31 +75,79 @@ def planted(name: str) -> list[Planted]:
     return mistakes
 
 
-def found_by(mistake: Planted | None, tests: tuple[str, ...]) -> tuple[str, float]:
-    """The first test that fails, "" if none does, and seconds; without a mistake, of the module as it is."""
+def run(mistake: Planted | None, tests: tuple[str, ...], root: Path) -> int:
+    """Start a process that plants a mistake, or none, in a copy of the repository, and tests that.
+
+    It is forked: PyTorch, which takes longer to import than most of these tests take, is there already.
+
+    Returns:
+        Its number.
+    """
+    for part in ("aecourse", "tests", "tools"):
+        shutil.copytree(REPOSITORY / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "pyproject.toml", root)
+    if mistake is not None:
+        mistake.plant(root)
+    sys.stdout.flush()
+    if number := os.fork():
+        return number
+    status = 3
+    try:
+        with open(root / "output", "w", encoding="utf-8") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        signal.alarm(LIMIT)  # it ends the process
+        os.chdir(root)
+        os.environ["PYTHONPATH"] = str(root)
+        sys.path.insert(0, str(root))
+        sys.dont_write_bytecode = True
+        status = int(pytest.main([*"-x -q -p no:cacheprovider -p no:xdist".split(), *tests]))
+        sys.stdout.flush()
+    finally:
+        os._exit(status)
+
+
+def first_failure(root: Path, status: int) -> str:
+    """The first test that failed, "" if none did.
+
+    Raises:
+        RuntimeError: the tests did not run.
+    """
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+        return f"no end within {LIMIT} s"
+    if status == 0:
+        return ""
+    output = (root / "output").read_text(encoding="utf-8")
+    failed = re.search(r"^(?:FAILED|ERROR) \S*?tests/(\S+)", output, re.MULTILINE)
+    if failed is None:
+        raise RuntimeError(f"The tests did not run:\n{output[-3000:]}")
+    return failed[1]
+
+
+def found_by(
+    runs: Iterable[tuple[Planted | None, tuple[str, ...]]], jobs: int
+) -> Iterator[tuple[str, float]]:
+    """For each run the first test that fails and the seconds it took; in their order, several at a time."""
+    waiting, running, results, place = deque(enumerate(runs)), {}, {}, 0
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
-        root = Path(folder)
-        for part in ("aecourse", "tests", "tools"):
-            shutil.copytree(REPOSITORY / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(REPOSITORY / "pyproject.toml", root)
-        if mistake is not None:
-            mistake.plant(root)
-        command = [sys.executable, "-m", "pytest", *"-x -q -p no:cacheprovider -p no:xdist".split(), *tests]
-        settings = {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        began = time.perf_counter()
         try:
-            run = subprocess.run(
-                command, cwd=root, env=os.environ | settings, capture_output=True, text=True, timeout=LIMIT
-            )
-        except subprocess.TimeoutExpired:
-            return f"no end within {LIMIT} s", LIMIT
-        seconds = time.perf_counter() - began
-        if run.returncode == 0:
-            return "", seconds
-        failed = re.search(r"^(?:FAILED|ERROR) \S*?tests/(\S+)", run.stdout, re.MULTILINE)
-        if failed is None:
-            raise RuntimeError(f"The tests did not run:\n{run.stdout[-3000:]}{run.stderr[-3000:]}")
-        return failed[1], seconds
+            while waiting or running or results:
+                while waiting and len(running) < jobs:
+                    number, (mistake, tests) = waiting.popleft()
+                    root = Path(folder, str(number))
+                    running[run(mistake, tests, root)] = number, root, time.perf_counter()
+                while place in results:
+                    yield results.pop(place)
+                    place += 1
+                if running:
+                    process, status = os.wait()
+                    number, root, began = running.pop(process)
+                    results[number] = first_failure(root, status), time.perf_counter() - began
+                    shutil.rmtree(root)
+        finally:
+            for process in running:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,21 +165,20 @@ def main(arguments: list[str] | None = None) -> int:
 
     table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {}
     missed = 0
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for name in options.modules or names:
-            mistakes = [mistake for mistake in planted(name) if options.only in mistake.name]
-            tests = tuple(dict.fromkeys(test for mistake in mistakes for test in mistake.tests))
-            runs = pool.map(found_by, [None, *mistakes], [tests, *(m.tests for m in mistakes)])
-            (failing, seconds), *runs = runs
-            if failing:
-                print(f"{name}: {failing} fails with nothing planted")
-                return 2
-            print(f"{name}: the tests pass in {seconds:.0f} s; {len(mistakes)} mistakes")
-            for mistake, (test, seconds) in zip(mistakes, runs):
-                print(f"  {mistake.name}: {test or 'NOT FOUND'} ({seconds:.0f} s)", flush=True)
-                missed += not test
-            results = zip(mistakes, runs)
-            table[name] = {m.name: {"source": m.source, "found by": test} for m, (test, _) in results}
+    for name in options.modules or names:
+        mistakes = [mistake for mistake in planted(name) if options.only in mistake.name]
+        tests = tuple(dict.fromkeys(test for mistake in mistakes for test in mistake.tests))
+        results = found_by([(None, tests), *((mistake, mistake.tests) for mistake in mistakes)], options.jobs)
+        failing, seconds = next(results)
+        if failing:
+            print(f"{name}: {failing} fails with nothing planted")
+            return 2
+        print(f"{name}: the tests pass in {seconds:.0f} s; {len(mistakes)} mistakes", flush=True)
+        table[name] = {}
+        for mistake, (test, seconds) in zip(mistakes, results, strict=True):
+            print(f"  {mistake.name}: {test or 'NOT FOUND'} ({seconds:.0f} s)", flush=True)
+            table[name][mistake.name] = {"source": mistake.source, "found by": test}
+            missed += not test
     if options.write:
         TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return 1 if missed else 0
