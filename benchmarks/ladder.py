@@ -96,49 +96,50 @@ def discrete(shape: tuple[int, ...], quantizer: str, latent_dim: int) -> nn.Modu
 
 ROWS = {
     "autoencoder": Row(
-        lambda shape: Autoencoder.build("mlp", shape, 40, **MLP), (30,), binary=False, prior=False
+        lambda shape: Autoencoder.build("mlp", shape, 40, **MLP), (20,), binary=False, prior=False
     ),
-    "vae": Row(lambda shape: VAE.build("mlp", shape, 40, **MLP), (60,)),
-    "iwae": Row(lambda shape: IWAE.build("mlp", shape, 40, samples=5, **MLP), (25,)),
-    "beta-tc": Row(lambda shape: BetaTCVAE.build("mlp", shape, 10, data_size=COUNT, beta=4.0, **MLP), (25,)),
-    "factor": Row(lambda shape: FactorVAE.build("mlp", shape, 10, gamma=10.0, **MLP), (25,)),
-    "flow": Row(lambda shape: FlowVAE.build("mlp", shape, 40, steps=2, flow_hidden=(100,), **MLP), (40,)),
+    "vae": Row(lambda shape: VAE.build("mlp", shape, 40, **MLP), (40,)),
+    "iwae": Row(lambda shape: IWAE.build("mlp", shape, 40, samples=5, **MLP), (12,)),
+    "beta-tc": Row(lambda shape: BetaTCVAE.build("mlp", shape, 10, data_size=COUNT, beta=4.0, **MLP), (15,)),
+    "factor": Row(lambda shape: FactorVAE.build("mlp", shape, 10, gamma=10.0, **MLP), (15,)),
+    "flow": Row(lambda shape: FlowVAE.build("mlp", shape, 40, steps=2, flow_hidden=(100,), **MLP), (20,)),
     "ladder": Row(
         lambda shape: LadderVAE.build("mlp", shape, (64, 32), hidden=(400, 200)),
-        (60,),
+        (40,),
         warmup=5,
-        targets={"bound": (0, 92.5), "nll": (0, 87.5)},
+        targets={"bound": (0, 93.7), "nll": (0, 87.6)},
     ),
     "ladder-bottom-up": Row(
         lambda shape: LadderVAE.build("mlp", shape, (64, 32), hidden=(400, 200), inference="bottom_up"),
-        (60,),
+        (40,),
         warmup=5,
     ),
     "lossy": Row(
         lambda shape: LossyVAE.build("mlp", shape, 16, hidden=(300,), progress=False),
-        (14,),
+        (8,),
+        lr=2e-3,
         targets={"bound": (0, 90), "rate": (0, 12)},
         samples=1000,
     ),
     "conditional": Row(
         lambda shape: ConditionalVAE.build("mlp", shape, 40, classes=10, **MLP),
-        (60,),
+        (40,),
     ),
     "quadrants-1": Row(
         lambda shape: StructuredOutputVAE.build("mlp", shape, 50, given=1, hidden=(500, 500)),
-        (20,),
+        (12,),
         targets={"nll": (0, 75)},
         prior=False,
     ),
     "quadrants-2": Row(
         lambda shape: StructuredOutputVAE.build("mlp", shape, 50, given=2, hidden=(500, 500)),
-        (20,),
+        (12,),
         targets={"nll": (0, 53)},
         prior=False,
     ),
-    "beliefs": Row(lambda shape: TDVAE.build("mlp", shape, 16, memory=200, hidden=(200,)), (20,), warmup=2),
-    "vq": Row(partial(discrete, quantizer="ema", latent_dim=16), (12, 12), targets={"bound": (0, 128)}),
-    "fsq": Row(partial(discrete, quantizer="fsq", latent_dim=3), (12, 12)),
+    "beliefs": Row(lambda shape: TDVAE.build("mlp", shape, 16, memory=200, hidden=(200,)), (12,), warmup=4),
+    "vq": Row(partial(discrete, quantizer="ema", latent_dim=16), (8, 8), targets={"bound": (0, 128)}),
+    "fsq": Row(partial(discrete, quantizer="fsq", latent_dim=3), (8, 8)),
     "two-stage": Row(two_stages, (20, 20), binary=False, targets={"frechet": (0, 15)}),
     "adversarial": Row(
         lambda shape: AdversarialAutoencoder.build("mlp", shape, 8, weight=10.0, **MLP),
