@@ -69,12 +69,22 @@ def _short(name: str) -> str:
 
 # The models of ``aecourse train``. Linear ones have their closed forms.
 TRAINABLE = {_short(name): name for name, module in MODELS.items() if module != "linear"}
-# Options that only some models have: those that the class itself takes.
-NUMBERS = ("beta", "free-bits", "weight", "rho", "sigma")
-COUNTS = ("samples", "k", "levels")
-NAMES = ("likelihood", "bound", "gradient", "output", "error", "penalty")
-OF_MODELS = {name.replace("-", "_") for name in (*NUMBERS, *COUNTS, *NAMES, "variance")}
-NETWORKS = {"mlp": {"hidden"}, "conv": {"channels", "hidden"}, "residual": {"channels", "hidden"}}
+# Options that only some models have: those that the class or its `build` takes.
+NUMBERS = (
+    "beta free-bits weight rho sigma gamma alpha commitment decay restart r1 critic-lr critic-lr-scale"
+).split()
+NUMBERS += ["feature-variance", "start-variance", "second-variance"]
+COUNTS = ("samples k levels codes positions memory given context features planes kernel-size").split()
+COUNTS += ["masked-layers", "pointwise-layers", "prior-channels", "prior-layers"]
+NAMES = ("likelihood bound gradient output error penalty inference posterior generator-loss").split()
+NAMES += ["quantizer", "start", "sampling", "covariance"]
+LISTS = ["critic-hidden", "second-hidden", "flow-hidden", "fsq-levels", "steps"]
+OF_MODELS = {name.replace("-", "_") for name in (*NUMBERS, *COUNTS, *NAMES, *LISTS, "variance")}
+NETWORKS = {
+    "mlp": {"hidden", "batch_norm"},
+    "conv": {"channels", "hidden", "batch_norm"},
+    "residual": {"channels", "hidden", "batch_norm"},
+}
 
 
 def _add_train(commands) -> None:
@@ -94,6 +104,7 @@ def _add_train(commands) -> None:
     command.add_argument("--code-dim", "--latent-dim", type=int, default=20, help="size of the code")
     command.add_argument("--hidden", type=int, nargs="*", help="layer sizes of the encoder")
     command.add_argument("--channels", type=int, nargs="+", help="channels of each convolution")
+    command.add_argument("--batch-norm", action="store_true", help="normalise before each activation")
 
     loop = command.add_argument_group("training")
     for name, kind, default in (
@@ -121,6 +132,8 @@ def _add_train(commands) -> None:
     for names, kind in ((NUMBERS, float), (COUNTS, int), (NAMES, str)):
         for name in names:
             model.add_argument(f"--{name}", type=kind)
+    for name in LISTS:
+        model.add_argument(f"--{name}", type=int, nargs="+")
     model.add_argument("--variance", type=_number_or_name, help="a number, learned, per_pixel or optimal")
 
 
@@ -245,9 +258,8 @@ def train(options: argparse.Namespace) -> dict:
 
     model_class = getattr(aecourse, TRAINABLE[options.model])
     given = vars(options)
-    parameters = {
-        name for base in model_class.__mro__[:-2] for name in inspect.signature(base.__init__).parameters
-    }
+    makers = [base.__init__ for base in model_class.__mro__[:-2]] + [model_class.build]
+    parameters = {name for maker in makers for name in inspect.signature(maker).parameters}
     allowed = (parameters & OF_MODELS) | NETWORKS[options.network]
     known = OF_MODELS.union(*NETWORKS.values())
     if extra := sorted((known - allowed) & given.keys()):
@@ -266,6 +278,8 @@ def train(options: argparse.Namespace) -> dict:
 
     images = data.load(options.data)
     settings = {name: given[name] for name in sorted(allowed & given.keys())}
+    if len(settings.get("steps", ())) == 1:
+        (settings["steps"],) = settings["steps"]
     labels = {}
     if "classes" in parameters:  # a model of images given their labels
         settings["classes"] = int(images.train_labels.max()) + 1

@@ -90,6 +90,14 @@ TRAIN = ["--data", "digits", "--epochs", "2", "--device", "cpu", "--quiet", "--c
         ["sparse", "--penalty", "kl", "--rho", "0.1", "--weight", "0.5"],
         ["denoising", "--sigma", "0.3", "--hidden", "16"],
         ["contractive", "--weight", "0.2", "--hidden", "16"],
+        ["factor", "--hidden", "16", "--critic-hidden", "8", "--gamma", "2"],
+        ["beta-tc", "--hidden", "16", "--sampling", "weighted"],
+        ["ladder", "--hidden", "16", "8", "--inference", "bottom_up"],
+        ["lossy", "--hidden", "16", "--kernel-size", "3", "--binarize"],
+        ["flow", "--hidden", "16", "--flow-hidden", "8", "--steps", "1"],
+        ["structured-output", "--hidden", "16", "--given", "2", "--alpha", "0.5"],
+        ["td", "--hidden", "16", "--memory", "8", "--binarize"],
+        ["adversarial", "--hidden", "16", "--critic-hidden", "8", "--posterior", "gaussian"],
     ],
     ids=" ".join,
 )
@@ -100,6 +108,32 @@ def test_train_trains_every_model_and_reports(arguments, tmp_path, capsys):
     assert history["train"]["total"][1] < history["train"]["total"][0]
     assert len(history["test"]["total"]) == 2
     assert (tmp_path / "checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize("name", ["gan", "vaegan"])
+def test_train_plays_games(name, tmp_path):
+    arguments = [name, "--hidden", "16", "--batch-norm", *TRAIN, "--folder", str(tmp_path)]
+    assert cli.main(["train", *arguments]) == 0
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert history["train"].keys() >= {"total", "generator", "critic", "own.critic"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["vq", "--network", "conv", "--channels", "4", "--codes", "8", "--prior-channels", "4"],
+        ["two-stage", "--hidden", "16", "--second-hidden", "8", "--start-variance", "0.1"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_train_goes_from_stage_to_stage(arguments, tmp_path, capsys):
+    for _ in range(2):  # the second time there is nothing left to do
+        assert cli.main(["train", *arguments, *TRAIN, "--folder", str(tmp_path)]) == 0
+        assert "2 epochs; on the test images: total" in capsys.readouterr().out
+    stages = json.loads((tmp_path / "history.json").read_text())["stages"]
+    assert [len(stage["train"]["total"]) for stage in stages] == [2, 2]
+    assert stages[1]["train"]["total"][1] < stages[1]["train"]["total"][0]
+    assert {path.name for path in tmp_path.glob("*.pt")} == {"checkpoint.pt", "checkpoint-2.pt"}
 
 
 def test_train_again_goes_on_and_ends_at_the_same_numbers(tmp_path):
