@@ -184,7 +184,7 @@ def trained():
 
 
 def test_the_length_of_the_message_is_the_bound_and_nothing_is_lost(trained):
-    """zoo.md: 27.44 bits an image for an ELBO of -27.65; without bits back over 80."""
+    """About 27.44 bits an image for an ELBO of -27.65; without bits back over 80."""
     vae, images = trained
     coder, start = BitsBack(vae), ANS.random(1000)
     message = coder.encode(images, start, progress=False)

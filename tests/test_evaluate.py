@@ -741,7 +741,7 @@ def test_samples_of_the_uniform_distribution_have_the_divergence_that_is_promise
 
 @pytest.mark.parametrize("mixture", [data.mixture_ring(), data.mixture_grid(3)])
 def test_modes_that_are_known_are_found(mixture):
-    """The oracle of zoo.md 0.2: a model that makes all modes, and one that makes two."""
+    """A model that makes all modes, and one that makes two."""
     k = len(mixture.means)
     points, components = mixture.sample(3000)
     every = mode_coverage(mixture, points)

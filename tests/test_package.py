@@ -46,7 +46,10 @@ MAY_IMPORT = {
 # A further model is made of the parts above, and of no other further model.
 PARTS = {"contracts", "distributed", "likelihoods", "bounds", "nets", "gradients", "vae"}
 MAY_IMPORT |= {f"zoo/{path.stem}": PARTS for path in (REPOSITORY / "aecourse" / "zoo").glob("[!_]*.py")}
-MAY_IMPORT["zoo/vqvae"] = PARTS | {"zoo.lossy_vae"}  # its prior over codes is made of masked convolutions
+# A prior over codes is made of masked convolutions, and is trained after the codes.
+MAY_IMPORT["zoo/two_stage_vae"] = PARTS | {"zoo.stages"}
+MAY_IMPORT["zoo/code_priors"] = PARTS | {"zoo.lossy_vae", "zoo.stages"}
+MAY_IMPORT["zoo/vqvae"] = PARTS | {"zoo.code_priors"}
 
 PACKAGES = ("aecourse.checks", "aecourse.grading")
 

@@ -15,12 +15,11 @@ from torch.nn import functional as F
 from aecourse import data
 from aecourse.distributed import join
 from aecourse.train import fit, mean_loss
+from aecourse.zoo.code_priors import AutoregressivePrior, HistogramPrior
 from aecourse.zoo.vqvae import (
     PRIORS,
     VQVAE,
-    AutoregressivePrior,
     FiniteScalarQuantizer,
-    HistogramPrior,
     VectorQuantizer,
     ema_step,
     fsq,

@@ -1,7 +1,7 @@
 """The two-stage VAE (Dai & Wipf 2019): a second VAE, of the codes of the first, is its prior."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,10 @@ from aecourse.contracts import check_count, check_shapes
 from aecourse.likelihoods import Gaussian, gaussian_log_density, reparameterize
 from aecourse.nets import split_options
 from aecourse.vae import VAE
+from aecourse.zoo.stages import Stage
 
 
-class TwoStageVAE(nn.Module):
+class TwoStageVAE(Stage):
     r"""A VAE whose decoder's variance is learned, and a second VAE that learns where its codes are.
 
     Data near a surface of fewer dimensions than the images have pixels pull the variance gamma of the decoder
@@ -45,6 +46,8 @@ class TwoStageVAE(nn.Module):
     Source: Dai & Wipf (2019), section 4. Their code's ``gamma_x`` is a standard deviation, the square root of
     the paper's.
     """
+
+    constant = ("first",)
 
     def __init__(self, first: VAE, second: VAE):
         super().__init__()
@@ -121,25 +124,6 @@ class TwoStageVAE(nn.Module):
     def stages(self) -> list[nn.Module]:
         """What to fit, one after the other and on the same images: the first VAE, then this model."""
         return [self.first, self]
-
-    def train(self, mode: bool = True) -> "TwoStageVAE":
-        """As of any module, but the first stage stays in evaluation mode: it is trained on its own."""
-        super().train(mode)
-        self.first.eval()
-        return self
-
-    def named_parameters(self, *args, **options) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those of the second stage: what there is to train."""
-        constants = {*self.first.parameters()}
-        yield from (pair for pair in super().named_parameters(*args, **options) if pair[1] not in constants)
-
-    def named_buffers(
-        self, prefix: str = "", recurse: bool = True, **options
-    ) -> Iterator[tuple[str, Tensor]]:
-        """The buffers, and the parameters of the first stage."""
-        yield from super().named_buffers(prefix, recurse, **options)
-        if recurse:
-            yield from self.first.named_parameters(prefix=f"{prefix}.first" if prefix else "first")
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from aecourse.bounds import Loss
 from aecourse.contracts import check_batch, check_count, check_finite, check_shapes, check_unit_interval
 from aecourse.distributed import Team, all_sum
 from aecourse.likelihoods import Likelihood, as_likelihood
-from aecourse.zoo.lossy_vae import MaskedConv2d
+from aecourse.zoo.code_priors import AutoregressivePrior, HistogramPrior, PriorStage, occurrences
 
 FORGOTTEN = 1e-6  # with fewer points than that, a mean is rounding
 LEARNING = ("ema", "gradient")
@@ -81,7 +81,7 @@ def ema_step(counts: Tensor, sums: Tensor, z: Tensor, indices: Tensor, decay: fl
     Source: van den Oord et al. (2017), appendix A.1.
     """
     check_shapes(("counts", counts, "codes"), ("sums", sums, "codes dim"), ("z", z, "points dim"))
-    n = all_sum(_histogram(indices, len(counts)).to(counts.dtype))
+    n = all_sum(occurrences(indices, len(counts)).to(counts.dtype))
     total = all_sum(torch.zeros_like(sums).index_add(0, indices, z))
     return decay * counts + (1 - decay) * n, decay * sums + (1 - decay) * total
 
@@ -130,16 +130,8 @@ def usage(indices: Tensor, codes: int) -> tuple[Tensor, Tensor]:
     Returns:
         The perplexity, between 1 and ``codes``, and the number of codes in use: scalars.
     """
-    n = all_sum(_histogram(indices, codes))
+    n = all_sum(occurrences(indices, codes))
     return torch.special.entr(n / n.sum()).sum().exp(), (n > 0).sum()
-
-
-def _histogram(indices: Tensor, codes: int) -> Tensor:
-    """How often each code occurs, ``(codes,)`` int64: whole numbers add up alike in any order."""
-    flat = indices.flatten()
-    return torch.zeros(codes, dtype=torch.int64, device=flat.device).scatter_add(
-        0, flat, torch.ones_like(flat)
-    )
 
 
 def _means(counts: Tensor, sums: Tensor, codes: Tensor) -> Tensor:
@@ -339,143 +331,6 @@ class FiniteScalarQuantizer(nn.Module):
         return _fsq_values(indices.unsqueeze(-1) // self.strides % self.levels.long(), self.levels)
 
 
-# ---------------------------------------------------------------------------- priors over codes
-
-
-class HistogramPrior(nn.Module):
-    """All positions independent and alike; uniform until :meth:`fit_` has counted.
-
-    Args:
-        codes: how many.
-        grid: the positions.
-    """
-
-    def __init__(self, codes: int, grid: Sequence[int]):
-        super().__init__()
-        self.codes, self.grid = codes, tuple(grid)
-        self.register_buffer("logits", torch.zeros(codes))
-        self.register_buffer("fitted", torch.tensor(False))
-
-    def fit_(self, indices: Tensor, smoothing: float = 0.5) -> None:
-        """Count the codes of ``(N, *grid)``. Each gets ``smoothing`` occurrences more than it has, so that
-        one that occurs later only is not impossible (Krichevsky & Trofimov 1981)."""
-        n = _histogram(indices, self.codes).to(self.logits.dtype) + smoothing
-        self.logits.copy_(n.log())
-        self.fitted.fill_(True)
-
-    def log_prob(self, indices: Tensor) -> Tensor:
-        """log p(k), nats per example: ``(batch, *grid)`` to ``(batch,)``."""
-        return self.logits.log_softmax(dim=0)[indices].flatten(1).sum(dim=1)
-
-    def sample(self, count: int) -> Tensor:
-        """``(count, *grid)``."""
-        draws = self.logits.softmax(dim=0).multinomial(count * math.prod(self.grid), replacement=True)
-        return draws.view(count, *self.grid)
-
-
-class AutoregressivePrior(nn.Module):
-    r"""log p(k) is the sum of log p(k_t | k_1, ..., k_{t-1}) over positions in raster order.
-
-    A first convolution that does not see its own position, residual blocks that do, and K logits at each; a
-    position has a vector of its own beside, because images differ from place to place.
-
-    Args:
-        codes: how many.
-        grid: the positions: ``(height, width)``, or ``(length,)``.
-        channels: of the hidden layers.
-        layers: residual blocks.
-
-    Raises:
-        TypeError, ValueError: a count that is none, a grid of more dimensions.
-
-    Source: van den Oord, Kalchbrenner & Kavukcuoglu (2016), section 3.
-    """
-
-    def __init__(self, codes: int, grid: Sequence[int], channels: int = 64, layers: int = 3):
-        super().__init__()
-        check_count("channels", channels)
-        check_count("layers", layers, least=0)
-        if len(grid) not in (1, 2):
-            raise ValueError(f"grid is {tuple(grid)} but needs (height, width), or (length,).")
-        self.codes, self.grid = codes, tuple(grid)
-        self.plane = (1, *grid) if len(grid) == 1 else tuple(grid)
-        self.embedding = nn.Embedding(codes, channels)
-        self.first = MaskedConv2d(channels, channels, 5, centre=False)
-        self.place = nn.Parameter(torch.zeros(channels, *self.plane))
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.ReLU(),
-                MaskedConv2d(channels, channels, 3, centre=True),
-                nn.ReLU(),
-                nn.Conv2d(channels, channels, 1),
-            )
-            for _ in range(layers)
-        )
-        self.head = nn.Conv2d(channels, codes, 1)
-        self.register_buffer("fitted", torch.tensor(False))
-
-    def logits(self, indices: Tensor) -> Tensor:
-        """Of each position given those before it: ``(batch, *grid)`` to ``(batch, codes, *grid)``."""
-        embedded = self.embedding(indices.view(-1, *self.plane)).movedim(-1, 1)
-        hidden = self.first(embedded) + self.place
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
-        logits = self.head(hidden.relu()).to(self.place.dtype)
-        return logits.view(len(indices), self.codes, *self.grid)
-
-    def log_prob(self, indices: Tensor) -> Tensor:
-        """log p(k), nats per example: ``(batch, *grid)`` to ``(batch,)``."""
-        log_probabilities = self.logits(indices).log_softmax(dim=1)
-        return log_probabilities.gather(1, indices.unsqueeze(1)).flatten(1).sum(dim=1)
-
-    @torch.no_grad()
-    def sample(self, count: int) -> Tensor:
-        """Position by position, each drawn given the ones before: ``(count, *grid)``."""
-        positions = math.prod(self.grid)
-        indices = torch.zeros(count, positions, dtype=torch.int64, device=self.place.device)
-        for position in range(positions):
-            logits = self.logits(indices.view(count, *self.grid)).flatten(2)[:, :, position]
-            indices[:, position] = logits.softmax(dim=1).multinomial(1).squeeze(1)
-        return indices.view(count, *self.grid)
-
-
-class PriorStage(nn.Module):
-    """The training of a model's autoregressive prior: its loss is -log p(k) of the codes of images, nats.
-
-    Only the prior is learned. The encoder and the quantiser are held frozen: they are no parameters of this
-    module, and stay in evaluation mode.
-    """
-
-    def __init__(self, model: "VQVAE"):
-        super().__init__()
-        self.prior = model.priors["autoregressive"]
-        self._model = (model,)  # in a tuple, so that it is no part of this module
-
-    def loss(self, x: Tensor) -> Loss:
-        """``(batch, *image_shape)`` to the rate: the mean over the batch of -log p(k), nats per example."""
-        rate = -self.prior.log_prob(self._model[0].indices(x)).mean()
-        return Loss(total=rate, parts={"rate": rate})
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        self.prior.fitted.fill_(True)
-
-    def validate(self, images: Tensor) -> None:
-        """As :meth:`VQVAE.validate`."""
-        self._model[0].validate(images)
-
-    def train(self, mode: bool = True) -> "PriorStage":
-        for frozen in (self._model[0].encoder, self._model[0].quantizer):
-            frozen.eval()
-        return super().train(mode)
-
-    def _apply(self, function, *args, **kwargs):
-        """Wherever the prior goes, the encoder goes."""
-        for frozen in (self._model[0].encoder, self._model[0].quantizer):
-            frozen._apply(function, *args, **kwargs)
-        return super()._apply(function, *args, **kwargs)
-
-
 # ---------------------------------------------------------------------------- the model
 
 
@@ -659,7 +514,7 @@ class VQVAE(nn.Module):
         """What to ``fit``, one after the other, on the same images: this model, then its prior over codes."""
         return [self, PriorStage(self)]
 
-    def fit_histogram(self, images: Tensor, smoothing: float = 0.5) -> None:
+    def fitoccurrences(self, images: Tensor, smoothing: float = 0.5) -> None:
         """Count the codes of images, ``(N, *image_shape)``: the best prior that takes all positions as
         independent and alike. Its rate is T H(k), the entropy of a code times the number of positions."""
         self.priors["histogram"].fit_(self._all_indices(images), smoothing)
@@ -684,7 +539,7 @@ class VQVAE(nn.Module):
         if prior is None and self._prior(None) is self.priors["uniform"]:
             raise RuntimeError(
                 "No prior over codes was fitted, and codes at random decode to noise. Fit one: "
-                "fit(model.stages()[1], images), or model.fit_histogram(images)."
+                "fit(model.stages()[1], images), or model.fitoccurrences(images)."
             )
         return self.decode(self._prior(prior).sample(count))
 
@@ -694,7 +549,7 @@ class VQVAE(nn.Module):
         if name not in PRIORS:
             raise ValueError(f"prior is {name!r} but must be one of {PRIORS}.")
         if name != "uniform" and not self.priors[name].fitted:
-            how = "fit(model.stages()[1], images)" if name == PRIORS[0] else "model.fit_histogram(images)"
+            how = "fit(model.stages()[1], images)" if name == PRIORS[0] else "model.fitoccurrences(images)"
             raise RuntimeError(f"The {name} prior over codes was not fitted: {how} does it.")
         return self.priors[name]
 
