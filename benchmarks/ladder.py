@@ -140,7 +140,7 @@ ROWS = {
     "beliefs": Row(lambda shape: TDVAE.build("mlp", shape, 16, memory=200, hidden=(200,)), (12,), warmup=4),
     "vq": Row(partial(discrete, quantizer="ema", latent_dim=16), (8, 8), targets={"bound": (0, 128)}),
     "fsq": Row(partial(discrete, quantizer="fsq", latent_dim=3), (8, 8)),
-    "two-stage": Row(two_stages, (20, 20), binary=False, targets={"frechet": (0, 15)}),
+    "two-stage": Row(two_stages, (20, 40), binary=False, targets={"frechet": (0, 15)}),
     "adversarial": Row(
         lambda shape: AdversarialAutoencoder.build("mlp", shape, 8, weight=10.0, **MLP),
         (15,),
@@ -254,7 +254,7 @@ def likelihoods(model: nn.Module, test: Tensor, labels: Tensor) -> dict[str, flo
         rates.append(model.loss(x, **labels_of(model, y)).parts.get("kl", torch.tensor(math.nan)))
     some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:IMAGES]
     given = labels_of(model, labels[some])
-    nll = evaluate.negative_log_likelihood(model, test[some], SAMPLES, **given, chunk=250)
+    nll = evaluate.negative_log_likelihood(model, test[some], SAMPLES, **given, chunk=250, progress=False)
     return {
         "bound": torch.cat(bounds).mean(),
         "nll": nll.value,

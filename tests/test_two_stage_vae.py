@@ -478,6 +478,15 @@ def test_any_gaussian_first_stage_will_do(x, variance):
     assert model.log_weights(x, 2).shape == (2, 40)
 
 
+def test_means_of_images_stay_in_their_interval_if_asked_to(x):
+    model = TwoStageVAE.build("mlp", (1, 4, 5), 3, output="sigmoid", hidden=(6,))
+    far = torch.full((2, 3), 1e4)
+    means = model.first.decode(torch.cat([far, -far]))
+    assert 0 <= means.min() <= means.max() <= 1
+    fit(model.first, x, epochs=1, **SETTINGS)
+    assert TwoStageVAE.build("mlp", (1, 4, 5), 3, hidden=(6,)).first.decode(far).abs().max() > 1
+
+
 def test_bounds_stay_in_single_precision_under_autocast(x):
     model = small_model()
     torch.manual_seed(3)
@@ -542,6 +551,7 @@ def codes_vae(size=3, latent_dim=3, **options) -> VAE:
         (lambda: TwoStageVAE(nn.Linear(2, 2), codes_vae()), TypeError, r"^first is Linear but must be a VAE"),
         (lambda: small_model(start_variance=0), ValueError, r"^start_variance is 0 but must be positive"),
         (lambda: small_model(second_variance=-1), ValueError, r"^second_variance is -1 but must be positive"),
+        (lambda: small_model(output="tanh"), ValueError, r"^output is 'tanh' but must be 'linear' or 'sig"),
         (lambda: small_model(variance=-1), ValueError, r"^variance is -1 but must be positive or one of"),
         (
             lambda: small_model(likelihood="bernoulli"),

@@ -84,6 +84,7 @@ class TwoStageVAE(Stage):
         start_variance: float = 0.1,
         second_variance: float = 0.1,
         second_hidden: Sequence[int] = (400, 400),
+        output: str = "linear",
         **options,
     ) -> "TwoStageVAE":
         """A first stage over networks of :func:`aecourse.nets.build`, and multi-layer perceptrons of codes.
@@ -98,6 +99,7 @@ class TwoStageVAE(Stage):
             second_variance: where gamma_z starts. At 1, the variance of codes, a second stage that ignores u
                 is at rest already, and hardly leaves.
             second_hidden: the layer sizes of the second stage's encoder.
+            output: ``"sigmoid"`` for images in [0, 1], so that their means stay there, or ``"linear"``.
             options: of the first stage's networks, and ``beta`` and ``samples`` as for
                 :class:`aecourse.vae.VAE`.
 
@@ -107,11 +109,15 @@ class TwoStageVAE(Stage):
         for name, start in (("start_variance", start_variance), ("second_variance", second_variance)):
             if not 0 < start < math.inf:
                 raise ValueError(f"{name} is {start} but must be positive and finite.")
+        if output not in ("linear", "sigmoid"):
+            raise ValueError(f"output is {output!r} but must be 'linear' or 'sigmoid'.")
         networks, options = split_options(options)
         if unknown := sorted({*options} - {"beta", "samples"}):
             raise TypeError(f"{unknown[0]} is no option of a TwoStageVAE.")
         settings = {"likelihood": "gaussian", "variance": variance}
         first = VAE.build(kind, image_shape, latent_dim, **settings, **networks, **options)
+        if output == "sigmoid":
+            first.decoder = nn.Sequential(first.decoder, nn.Sigmoid())
         if variance == "learned":
             nn.init.constant_(first.likelihood.logvar, math.log(start_variance))
         settings = {"likelihood": "gaussian", "variance": "learned", "hidden": second_hidden}
