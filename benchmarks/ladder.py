@@ -84,9 +84,8 @@ def gan_parts(shape: tuple[int, ...]) -> dict:
 
 
 def two_stages(shape: tuple[int, ...]) -> nn.Module:
-    return TwoStageVAE.build(
-        "mlp", shape, 16, start_variance=0.07, **MLP
-    )  # about the variance of MNIST's pixels
+    # The variance starts at about that of MNIST's pixels.
+    return TwoStageVAE.build("mlp", shape, 16, start_variance=0.07, output="sigmoid", **MLP)
 
 
 def discrete(shape: tuple[int, ...], quantizer: str, latent_dim: int) -> nn.Module:
