@@ -248,8 +248,7 @@ def chosen_name() -> str:
     """The data set the chapters use: ``AECOURSE_DATASET``, else mnist where its files are, else digits."""
     if named := os.environ.get("AECOURSE_DATASET"):
         return named
-    raw = data_root() / "MNIST" / "raw"
-    return "mnist" if raw.is_dir() and any(raw.iterdir()) else "digits"
+    return "mnist" if downloads.any_file("mnist", data_root()) else "digits"
 
 
 def load(name: str | None = None, root: Path | None = None) -> Dataset:

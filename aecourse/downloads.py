@@ -14,6 +14,10 @@ from aecourse.extras import needs
 
 DOWNLOADED = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}  # ours: torchvision's
 
+IDX_FILES = tuple(
+    f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
+
 # MD5 of the idx files as they are once unpacked. torchvision knows the sums of the archives alone,
 # and reads an unpacked file that is damaged without a word.
 UNPACKED_MD5 = {
@@ -55,12 +59,18 @@ def read(name: str, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if name == "cifar10":
         (train, train_labels), (test, test_labels) = (_read_cifar(root, split) for split in (True, False))
     else:
-        files = [
-            f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-        ]
-        train, train_labels, test, test_labels = (_read_idx(name, root, file) for file in files)
+        train, train_labels, test, test_labels = (_read_idx(name, root, file) for file in IDX_FILES)
         train, test = train.unsqueeze(1), test.unsqueeze(1)
     return train.float().div(255), train_labels.long(), test.float().div(255), test_labels.long()
+
+
+def any_file(name: str, root: Path) -> bool:
+    """Whether ``root`` holds a file of MNIST or Fashion-MNIST under its right name: of any half, packed or not.
+
+    One is enough: whoever put it there wants this data set, and should hear that the others are missing.
+    """
+    raw = root / DOWNLOADED[name] / "raw"
+    return any((raw / f"{file}{packed}").is_file() for file in IDX_FILES for packed in ("", ".gz"))
 
 
 def _read_cifar(root: Path, train: bool) -> tuple[Tensor, Tensor]:
@@ -102,8 +112,13 @@ def _read_idx(name: str, root: Path, file: str) -> Tensor:
         sums = dict(_torchvision_class(name).resources)
         expected, found = sums[archive.name], hashlib.md5(content).hexdigest()
     else:
+        there = sorted(path.name for path in raw.iterdir()) if raw.is_dir() else []
+        alike = [
+            other for other in there if other.replace(".", "-").startswith(file)
+        ]  # another mirror's name
+        found = f" There is {alike[0]}: rename it." if alike else ""
         raise FileNotFoundError(
-            f"{name} is not under {root}: no {folder}/raw/{file} (nor .gz). Run 'aecourse "
+            f"{name} is not under {root}: no {folder}/raw/{file} (nor .gz).{found} Run 'aecourse "
             f"fetch {name}', or set AECOURSE_DATA to a folder that holds {folder}/raw, or use "
             "load('digits'), which needs no download."
         )

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import math
 import pickle
+import re
 import shutil
 import socket
 import sys
@@ -578,6 +579,9 @@ def test_the_chapters_use_mnist_where_its_files_are_and_digits_elsewhere(environ
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     assert data.chosen_name() == "digits"
+    for other in (".DS_Store", "train-images.idx3-ubyte", "readme.txt"):
+        (raw / other).touch()
+    assert data.chosen_name() == "digits"
     (raw / "train-images-idx3-ubyte.gz").touch()
     assert data.chosen_name() == "mnist"
     environment.setenv("AECOURSE_DATASET", "faces")
@@ -608,6 +612,16 @@ def test_missing_files_are_reported_with_the_command_that_gets_them(environment,
     assert f"aecourse fetch {name}" in message.replace("'aecourse fetch", "aecourse fetch")
     assert "load('digits'), which needs no download" in message
     assert list(tmp_path.iterdir()) == []  # looking for files creates none
+
+
+@pytest.mark.parametrize("other", ["train-images.idx3-ubyte", "train-images.idx3-ubyte.gz"])
+def test_a_file_under_another_mirrors_name_is_told(tmp_path, other):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / other).touch()
+    message = rf"no MNIST/raw/train-images-idx3-ubyte \(nor \.gz\)\. There is {re.escape(other)}: rename it\."
+    with pytest.raises(FileNotFoundError, match=message):
+        data.load("mnist", tmp_path)
 
 
 def test_fetch_refuses_what_it_cannot_download(tmp_path):
