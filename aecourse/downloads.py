@@ -65,7 +65,7 @@ def read(name: str, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def any_file(name: str, root: Path) -> bool:
-    """Whether ``root`` holds a file of MNIST or Fashion-MNIST under its right name: of any half, packed or not.
+    """Whether ``root`` holds any file of MNIST or Fashion-MNIST under its right name, packed or not.
 
     One is enough: whoever put it there wants this data set, and should hear that the others are missing.
     """
