@@ -29,7 +29,7 @@ def chromium():
         browser.close()
 
 
-# Contrast takes axe longer than all other rules together, a text at a time. Texts of the same colours, size and
+# Contrast takes axe longer than all other rules together, text by text. Texts of the same colours, size and
 # weight have the same contrast: a few of each kind are enough.
 KINDS_OF_TEXT = """() => {
     const kinds = {};
