@@ -514,7 +514,7 @@ class VQVAE(nn.Module):
         """What to ``fit``, one after the other, on the same images: this model, then its prior over codes."""
         return [self, PriorStage(self)]
 
-    def fitoccurrences(self, images: Tensor, smoothing: float = 0.5) -> None:
+    def fit_histogram(self, images: Tensor, smoothing: float = 0.5) -> None:
         """Count the codes of images, ``(N, *image_shape)``: the best prior that takes all positions as
         independent and alike. Its rate is T H(k), the entropy of a code times the number of positions."""
         self.priors["histogram"].fit_(self._all_indices(images), smoothing)
@@ -539,7 +539,7 @@ class VQVAE(nn.Module):
         if prior is None and self._prior(None) is self.priors["uniform"]:
             raise RuntimeError(
                 "No prior over codes was fitted, and codes at random decode to noise. Fit one: "
-                "fit(model.stages()[1], images), or model.fitoccurrences(images)."
+                "fit(model.stages()[1], images), or model.fit_histogram(images)."
             )
         return self.decode(self._prior(prior).sample(count))
 
@@ -549,7 +549,7 @@ class VQVAE(nn.Module):
         if name not in PRIORS:
             raise ValueError(f"prior is {name!r} but must be one of {PRIORS}.")
         if name != "uniform" and not self.priors[name].fitted:
-            how = "fit(model.stages()[1], images)" if name == PRIORS[0] else "model.fitoccurrences(images)"
+            how = "fit(model.stages()[1], images)" if name == PRIORS[0] else "model.fit_histogram(images)"
             raise RuntimeError(f"The {name} prior over codes was not fitted: {how} does it.")
         return self.priors[name]
 
