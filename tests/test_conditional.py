@@ -346,3 +346,9 @@ def test_a_class_prior_of_another_shape_is_refused(x):
         small_model().classify(x, 2, torch.zeros(3))
     with pytest.raises(ValueError, match=r"^samples is 0 but must be at least 1"):
         small_model().classify(x, 0)
+
+
+def test_a_class_prior_that_is_no_tensor_is_refused():
+    model = ConditionalVAE.build("mlp", (1, 4, 4), 2, classes=3)
+    with pytest.raises(TypeError, match=r"^log_class_prior must be a torch\.Tensor, not list"):
+        model.classify(torch.rand(2, 1, 4, 4), 2, [0.0, 0.0, 0.0])

@@ -311,19 +311,19 @@ def test_training_finds_what_is_left_for_z(textures):
         torch.manual_seed(0)
         images = textures.strings[torch.multinomial(p, 3000, replacement=True)].float()
         window = {"kernel_size": kernel_size, "masked_layers": masked_layers}
-        model = LossyVAE.build("mlp", (1, 1, 12), 1, hidden=(32,), **window, progress=False)
+        model = LossyVAE.build("mlp", (1, 1, 12), 1, hidden=(32,), features=8, **window, progress=False)
         assert receptive_field(model.decoder, (1, 12)).sum(dim=1)[-1] == (1 if masked_layers == 1 else 11)
         loop = {"batch_size": 100, "lr": 0.01, "beta": lambda step: linear_annealing(step, 60, 120)}
         fit(model, images, epochs=10, **loop, device="cpu", progress=False)
-        model.double()
-        kl = (p * gaussian_kl(*model.encode(textures.strings))).sum()
-        bound = (p * model.elbo(textures.strings, samples=2)).sum()
+        strings = textures.strings.float()
+        kl = (p * gaussian_kl(*model.encode(strings))).sum()
+        bound = (p * model.elbo(strings, samples=2)).sum()
         assert bound < -6.85  # the entropy: nothing is better
         found[masked_layers] = kl, bound
     (kl, bound), (kl_of_wide, bound_of_wide) = found[1], found[3]
     assert bound > -7.8  # without z, nothing is better than -8.3178
     assert kl > 0.658
-    assert bound_of_wide > -7.15
+    assert bound_of_wide > -7.3  # with two neighbours in sight, and no z, at best -7.655
     assert kl_of_wide < kl / 2
 
 

@@ -551,6 +551,11 @@ def codes_vae(size=3, latent_dim=3, **options) -> VAE:
         (lambda: TwoStageVAE(nn.Linear(2, 2), codes_vae()), TypeError, r"^first is Linear but must be a VAE"),
         (lambda: small_model(start_variance=0), ValueError, r"^start_variance is 0 but must be positive"),
         (lambda: small_model(second_variance=-1), ValueError, r"^second_variance is -1 but must be positive"),
+        (
+            lambda: small_model(output="sigmoid", variance="per_pixel"),
+            ValueError,
+            r"^output is 'sigmoid' but must be 'linear' with the variance 'per_pixel'",
+        ),
         (lambda: small_model(output="tanh"), ValueError, r"^output is 'tanh' but must be 'linear' or 'sig"),
         (lambda: small_model(variance=-1), ValueError, r"^variance is -1 but must be positive or one of"),
         (

@@ -155,10 +155,13 @@ class ConditionalVAE(nn.Module):
             ``(batch,)`` int64.
 
         Raises:
-            ValueError: ``log_class_prior`` has another shape.
+            TypeError, ValueError: ``log_class_prior`` is no tensor, or has another shape.
         """
         scores = self.class_log_likelihoods(x, samples)
         if log_class_prior is not None:
+            if not isinstance(log_class_prior, Tensor):
+                kind = type(log_class_prior).__name__
+                raise TypeError(f"log_class_prior must be a torch.Tensor, not {kind}.")
             if tuple(log_class_prior.shape) != (self.classes,):
                 shape = tuple(log_class_prior.shape)
                 raise ValueError(f"log_class_prior has shape {shape} but needs ({self.classes},).")

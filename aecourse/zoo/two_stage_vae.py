@@ -111,6 +111,11 @@ class TwoStageVAE(Stage):
                 raise ValueError(f"{name} is {start} but must be positive and finite.")
         if output not in ("linear", "sigmoid"):
             raise ValueError(f"output is {output!r} but must be 'linear' or 'sigmoid'.")
+        if output == "sigmoid" and variance == "per_pixel":
+            raise ValueError(
+                "output is 'sigmoid' but must be 'linear' with the variance 'per_pixel': it would "
+                "squeeze the log-variances into [0, 1] too."
+            )
         networks, options = split_options(options)
         if unknown := sorted({*options} - {"beta", "samples"}):
             raise TypeError(f"{unknown[0]} is no option of a TwoStageVAE.")
