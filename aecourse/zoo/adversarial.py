@@ -20,6 +20,7 @@ Watch the part ``critic``: it is 2 log 2 = 1.386 where the critic can only guess
 it.
 """
 
+import math
 from collections.abc import Collection, Sequence
 
 import torch
@@ -156,10 +157,12 @@ class _Adversarial(nn.Module):
         super().__init__()
         check_count("latent_dim", latent_dim)
         _check_kind("generator_loss", generator_loss, GENERATOR_LOSSES)
-        if not r1 >= 0:
-            raise ValueError(f"r1 is {r1} but must be at least 0.")
-        if not critic_lr_scale > 0:
-            raise ValueError(f"critic_lr_scale is {critic_lr_scale} but must be positive.")
+        if not 0 <= r1 < math.inf:
+            raise ValueError(f"r1 is {r1} but must be at least 0 and finite.")
+        if not 0 < critic_lr_scale < math.inf:
+            raise ValueError(f"critic_lr_scale is {critic_lr_scale} but must be positive and finite.")
+        if not (isinstance(betas, Sequence) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
+            raise ValueError(f"betas is {betas!r} but must be two numbers of at least 0 and less than 1.")
         self.critic = critic
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim
@@ -319,10 +322,10 @@ class VAEGAN(GAN):
         **options,
     ):
         super().__init__(decoder, nn.Sequential(features, verdict), **options)
-        if not gamma >= 0:
-            raise ValueError(f"gamma is {gamma} but must be at least 0.")
-        if not feature_variance > 0:
-            raise ValueError(f"feature_variance is {feature_variance} but must be positive.")
+        if not 0 <= gamma < math.inf:
+            raise ValueError(f"gamma is {gamma} but must be at least 0 and finite.")
+        if not 0 < feature_variance < math.inf:
+            raise ValueError(f"feature_variance is {feature_variance} but must be positive and finite.")
         self.encoder = encoder
         self.gamma = gamma
         self.feature_likelihood = Gaussian(feature_variance)
@@ -410,8 +413,8 @@ class AdversarialAutoencoder(_Adversarial):
     ):
         super().__init__(critic, betas=betas, **options)
         _check_kind("posterior", posterior, POSTERIORS)
-        if not weight >= 0:
-            raise ValueError(f"weight is {weight} but must be at least 0.")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight is {weight} but must be at least 0 and finite.")
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = as_likelihood(likelihood, variance=variance, levels=levels)

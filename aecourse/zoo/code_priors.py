@@ -37,6 +37,8 @@ class HistogramPrior(nn.Module):
     def fit_(self, indices: Tensor, smoothing: float = 0.5) -> None:
         """Count the codes of ``(N, *grid)``. Each gets ``smoothing`` occurrences more than it has, so that
         one that occurs later only is not impossible (Krichevsky & Trofimov 1981)."""
+        if not 0 <= smoothing < math.inf:
+            raise ValueError(f"smoothing is {smoothing} but must be at least 0 and finite.")
         n = occurrences(indices, self.codes).to(self.logits.dtype) + smoothing
         self.logits.copy_(n.log())
         self.fitted.fill_(True)

@@ -113,6 +113,8 @@ def fsq(z: Tensor, levels: Sequence[int] | Tensor) -> Tensor:
 
     Source: Mentzer et al. (2024), section 3.1.
     """
+    if len(levels) != z.shape[-1]:
+        raise ValueError(f"levels holds {len(levels)} numbers but z has {z.shape[-1]} dimensions.")
     bounded, levels = z.tanh(), torch.as_tensor(levels, dtype=z.dtype, device=z.device)
     return straight_through(bounded, _fsq_values(_fsq_digits(bounded, levels), levels))
 
@@ -228,8 +230,8 @@ class VectorQuantizer(nn.Module):
         for name, value, known in (("learning", learning, LEARNING), ("start", start, STARTS)):
             if value not in known:
                 raise ValueError(f"{name} is {value!r} but must be one of {known}.")
-        if not commitment >= 0:
-            raise ValueError(f"commitment is {commitment} but must be at least 0.")
+        if not 0 <= commitment < math.inf:
+            raise ValueError(f"commitment is {commitment} but must be at least 0 and finite.")
         for name, value in (("decay", decay), ("restart", restart)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is {value} but must be at least 0 and less than 1.")
@@ -314,6 +316,10 @@ class FiniteScalarQuantizer(nn.Module):
         for level in levels:
             check_count("a level", level, least=2)
         self.count, self.dim = math.prod(levels), len(levels)
+        if self.count > 2**31:
+            raise ValueError(
+                f"levels is {tuple(levels)} and makes {self.count:,} codes, but 2^31 are the most."
+            )
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.get_default_dtype()))
         strides = [math.prod(levels[:place]) for place in range(len(levels))]
         self.register_buffer("strides", torch.tensor(strides))
