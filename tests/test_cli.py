@@ -29,7 +29,10 @@ def test_info_names_what_a_maintainer_asks_for(capsys):
     [
         (["fetch", "imagenet"], "'imagenet' cannot be fetched. These can: mnist, fashion-mnist, cifar10."),
         (["fetch", "digits"], "It ships inside a Python package: just load it."),
-        (["train-reference", "nope"], "There is no reference model 'nope'. Known: mnist_vae."),
+        (
+            ["train-reference", "nope"],
+            "There is no reference model 'nope'. Known: mnist_vae, mnist_features, ",
+        ),
     ],
 )
 def test_user_errors_are_one_line(arguments, message, capsys):

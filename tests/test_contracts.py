@@ -83,8 +83,8 @@ def test_a_wrong_shape_is_refused_in_words(arguments, message):
     [
         ([[1.0]], "x must be a torch.Tensor, not list."),
         (
-            torch.zeros(2, 3, dtype=torch.uint8),
-            "x has dtype torch.uint8 but needs a floating-point one: convert it with x.float().",
+            torch.zeros(2, 3, dtype=torch.int32),
+            "x has dtype torch.int32 but needs a floating-point one: convert it with x.float().",
         ),
     ],
 )
