@@ -141,15 +141,19 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 def check_unit_interval(name: str, tensor: Tensor) -> None:
     """Raise ``ValueError``, with the cure that fits, unless every value of ``tensor`` lies in [0, 1]."""
+    if tensor.numel() == 0:
+        return
     low, high = map(float, torch.aminmax(tensor.detach()))
     if low >= 0 and high <= 1:
         return
-    if low >= -0.5 and high <= 1.5:  # resized by interpolation, or rounded
+    if -0.5 <= low < -0.25 and high <= 0.5:
+        cure = f" Images in [-0.5, 0.5] become {name} + 0.5."
+    elif low >= -0.5 and high <= 1.5:  # resized by interpolation, or rounded
         cure = f" Interpolation overshoots: take {name}.clamp(0, 1)."
     elif low >= -1.5 and high <= 1.5:
         cure = f" Images in [-1, 1] become ({name} + 1) / 2."
     elif low >= 0 and high <= 255:
-        cure = " Divide 8-bit images by 255."
+        cure = " Divide 8-bit images by 255, others by the largest value that there can be."
     else:  # among them NaN
         cure = ""
     raise ValueError(f"{name} has values from {_digits(low)} to {_digits(high)} but needs [0, 1].{cure}")

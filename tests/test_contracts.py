@@ -150,13 +150,18 @@ def test_check_finite_counts_the_bad_values_and_names_the_first(bad):
 
 
 CLAMP = " Interpolation overshoots: take x.clamp(0, 1)."
+DIVIDE = " Divide 8-bit images by 255, others by the largest value that there can be."
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0.0, 255.0], "x has values from 0 to 255 but needs [0, 1]. Divide 8-bit images by 255."),
-        ([0.0, 2.0], "x has values from 0 to 2 but needs [0, 1]. Divide 8-bit images by 255."),
+        ([0.0, 255.0], "x has values from 0 to 255 but needs [0, 1]." + DIVIDE),
+        ([0.0, 16.0], "x has values from 0 to 16 but needs [0, 1]." + DIVIDE),
+        (
+            [-0.5, 0.5],
+            "x has values from -0.5 to 0.5 but needs [0, 1]. Images in [-0.5, 0.5] become x + 0.5.",
+        ),
         ([-1.0, 1.0], "x has values from -1 to 1 but needs [0, 1]. Images in [-1, 1] become (x + 1) / 2."),
         (
             [-1.0, 0.25],
@@ -188,3 +193,4 @@ def test_8_bit_images_hear_at_once_what_to_do():
 
 def test_the_ends_of_the_unit_interval_belong_to_it():
     check_unit_interval("x", torch.tensor([0.0, 0.5, 1.0]))
+    check_unit_interval("x", torch.zeros(0, 3))

@@ -1091,7 +1091,7 @@ def test_the_dtype_of_the_weights_is_kept(x):
     [
         (torch.full((2, *IMAGE_SHAPE), math.nan), ValueError, r"^images holds 40 values that are NaN"),
         (torch.full((2, *IMAGE_SHAPE), math.inf), ValueError, r"^images holds 40 values that are NaN or inf"),
-        (torch.full((2, *IMAGE_SHAPE), 255.0), ValueError, r"needs \[0, 1\]\. Divide 8-bit images by 255\."),
+        (torch.full((2, *IMAGE_SHAPE), 255.0), ValueError, r"needs \[0, 1\]\. Divide 8-bit images by 255, "),
         (torch.full((2, *IMAGE_SHAPE), -0.1), ValueError, r"^images has values from -0\.1 to -0\.1"),
         (
             torch.zeros(2, 20),
