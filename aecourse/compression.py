@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from aecourse.contracts import check_batch, check_count, check_finite, check_labels
+from aecourse.contracts import check_batch, check_count, check_finite, check_labels, check_shapes
 from aecourse.evaluate import evaluation_mode
 from aecourse.likelihoods import Bernoulli, Categorical
 from aecourse.vae import VAE
@@ -65,7 +65,8 @@ class ANS:
         """Put a symbol on top.
 
         Raises:
-            ValueError: there is no such symbol, it has no share, or the shares do not end at a power of two.
+            TypeError, ValueError: there is no such symbol, it has no share, or the shares are no whole
+                numbers from 0 to a power of two.
         """
         precision = _precision(cumulative)
         if not 0 <= symbol < len(cumulative) - 1:
@@ -83,7 +84,7 @@ class ANS:
         """Take the symbol on top.
 
         Raises:
-            ValueError: nothing is left, or the shares do not end at a power of two.
+            TypeError, ValueError: nothing is left, or shares as in :meth:`push`.
         """
         precision = _precision(cumulative)
         slot = self.head % (1 << precision)
@@ -150,8 +151,10 @@ def integer_cdf(cdf: Tensor, precision: int) -> Tensor:
         ``(..., symbols + 1)``, int64, on the CPU. The same input gives the same numbers on every machine.
 
     Raises:
-        TypeError, ValueError: ``precision`` is no such number, too few for so many symbols; NaN.
+        TypeError, ValueError: ``cdf`` is no tensor of floats or holds NaN; ``precision`` is no such number,
+            or too few for so many symbols.
     """
+    check_shapes(("cdf", cdf, "..."))
     check_count("precision", precision)
     symbols = cdf.shape[-1] + 1
     if precision > WORD or 2**precision <= symbols:
@@ -334,7 +337,7 @@ class BitsBack:
     @property
     def conditional(self) -> bool:
         """Whether the model is one of p(x|y)."""
-        return hasattr(self.model, "given")
+        return callable(getattr(self.model, "given", None))
 
     def _vae(self, label: Tensor | None) -> VAE:
         return self.model.given(label) if self.conditional else self.model
@@ -362,7 +365,15 @@ def _check_message(message: ANS) -> None:
 
 def _precision(cumulative: Sequence[int]) -> int:
     """The logarithm of where the shares end."""
-    precision = cumulative[-1].bit_length() - 1
-    if cumulative[-1] != 1 << precision or not precision <= WORD:
-        raise ValueError(f"cumulative ends at {cumulative[-1]} but must end at a power of two, 2^32 at most.")
+    start, end = (cumulative[0], cumulative[-1]) if len(cumulative) > 1 else (0, 0)
+    if not isinstance(end, int):
+        kind = type(cumulative).__name__
+        raise TypeError(
+            f"cumulative is of type {kind} but must hold Python's whole numbers: take its .tolist()."
+        )
+    precision = end.bit_length() - 1
+    if start != 0:
+        raise ValueError(f"cumulative starts at {start} but must start at 0.")
+    if end < 1 or end != 1 << precision or precision > WORD:
+        raise ValueError(f"cumulative ends at {end} but must end at a power of two, 2^32 at most.")
     return precision

@@ -14,7 +14,7 @@ from aecourse.compression import ANS, BitsBack, integer_cdf
 from aecourse.iwae import IWAE
 from aecourse.train import fit
 from aecourse.vae import VAE
-from aecourse.zoo.conditional import ConditionalVAE
+from aecourse.zoo.conditional import ConditionalVAE, StructuredOutputVAE
 
 SHAPE = (1, 8, 8)
 
@@ -107,6 +107,13 @@ def test_a_message_becomes_bytes_and_comes_back():
             ValueError,
             r"^cumulative ends at 3 but must end at a power of two",
         ),
+        (lambda: ANS().push(0, [0]), ValueError, r"^cumulative ends at 0 but must end at a power of two"),
+        (lambda: ANS.random(64).pop([2, 4]), ValueError, r"^cumulative starts at 2 but must start at 0"),
+        (
+            lambda: ANS().push(1, integer_cdf(torch.tensor([0.2, 0.5]), 8)),
+            TypeError,
+            r"^cumulative is of type Tensor but must hold .* \.tolist\(\)",
+        ),
         (lambda: ANS().pop(range(2**33 + 1)), ValueError, r"^cumulative ends at 8589934592 but"),
         (lambda: ANS.random(0), ValueError, r"^bits is 0 but must be at least 1"),
         (lambda: ANS.from_bytes("no"), TypeError, r"^content must be bytes, not str"),
@@ -163,10 +170,11 @@ def test_a_distribution_function_that_dips_by_rounding_still_increases():
         (torch.rand(3), 33, r"^precision is 33 but must be at most 32, and 2\^precision over 4"),
         (torch.rand(3), 2, r"^precision is 2 but must be at most 32, and 2\^precision over 4"),
         (torch.tensor([0.1, math.nan]), 8, r"^cdf holds 1 values that are NaN"),
+        ([0.1, 0.5], 8, r"^cdf must be a torch\.Tensor, not list"),
     ],
 )
 def test_what_has_no_shares(cdf, precision, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         integer_cdf(cdf, precision)
 
 
@@ -410,6 +418,11 @@ LABELS = torch.zeros(2, dtype=torch.int64)
             r"^precision is 8 but needs 2\^precision over 256 levels",
         ),
         (lambda: BitsBack(nn.Linear(2, 2)), TypeError, r"^model is of type Linear but must be a VAE"),
+        (
+            lambda: BitsBack(StructuredOutputVAE.build("mlp", SHAPE, 3, hidden=(5,))),
+            TypeError,
+            r"^model is of type StructuredOutputVAE but must be a VAE",
+        ),
         (lambda: BitsBack("vae"), TypeError, r"^model is of type str but must be a VAE"),
         (lambda: BitsBack(OwnDensity.mlp(SHAPE, 3)), TypeError, r"^model is of type OwnDensity but must be"),
         (
