@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aecourse.contracts import check_count, check_shapes
+from aecourse.contracts import check_count, check_finite, check_shapes
 
 
 class StateSpace(NamedTuple):
@@ -92,6 +92,7 @@ class StateSpace(NamedTuple):
             Mean and covariance after; log p(x), nats, ``(...)``.
         """
         expected, expected_cov = self.emit(mean, cov)
+        _check_ends(("x", x, (len(self.emission),)))
         factor = torch.linalg.cholesky(expected_cov)
         gain = torch.cholesky_solve(self.emission @ cov, factor).mT
         innovation = x - expected
@@ -161,8 +162,8 @@ def state_space(
         initial_cov: ``(k, k)``.
 
     Raises:
-        TypeError, ValueError: shapes that do not fit, or a covariance that is not symmetric and positive
-            definite; the message names it.
+        TypeError, ValueError: shapes or dtypes that do not fit, NaN or infinity, or a covariance that is not
+            symmetric and positive definite; the message names it.
     """
     check_shapes(
         ("transition", transition, "k k"),
@@ -172,12 +173,17 @@ def state_space(
         ("initial_mean", initial_mean, "k"),
         ("initial_cov", initial_cov, "k k"),
     )
+    parameters = StateSpace(transition, transition_cov, emission, emission_cov, initial_mean, initial_cov)
+    for name, tensor in parameters._asdict().items():
+        check_finite(name, tensor)
+        if tensor.dtype != transition.dtype:
+            raise TypeError(f"{name} has dtype {tensor.dtype} but transition has {transition.dtype}.")
     covs = {"transition_cov": transition_cov, "emission_cov": emission_cov, "initial_cov": initial_cov}
     for name, cov in covs.items():
         uneven = (cov - cov.T).abs().amax() > 1e-5 * cov.abs().amax()
         if (uneven | (torch.linalg.cholesky_ex(cov)[1] != 0)).any():
             raise ValueError(f"{name} must be symmetric and positive definite.")
-    return StateSpace(transition, transition_cov, emission, emission_cov, initial_mean, initial_cov)
+    return parameters
 
 
 class Filtered(NamedTuple):
@@ -201,11 +207,12 @@ def kalman_filter(system: StateSpace, x: Tensor) -> Filtered:
         x: ``(batch, time, D)``.
 
     Raises:
-        TypeError, ValueError: from :func:`aecourse.contracts.check_shapes`.
+        TypeError, ValueError: from :func:`aecourse.contracts.check_shapes`, or no step of time.
 
     Source: Kalman (1960).
     """
-    check_shapes(("emission", system.emission, "D k"), ("x", x, "batch time D"))
+    sizes = check_shapes(("emission", system.emission, "D k"), ("x", x, "batch time D"))
+    check_count("the time of x", sizes["time"])
     mean = system.initial_mean.expand(len(x), -1)
     means, covs, log_likelihoods = [mean], [system.initial_cov], []
     for observed in x.unbind(dim=1):
@@ -282,7 +289,7 @@ def kalman_smoother(system: StateSpace, x: Tensor) -> Smoothed:
         x: ``(batch, time, D)``.
 
     Raises:
-        TypeError, ValueError: from :func:`aecourse.contracts.check_shapes`.
+        TypeError, ValueError: from :func:`aecourse.contracts.check_shapes`, or no step of time.
 
     Source: Rauch, Tung & Striebel (1965).
     """
@@ -309,7 +316,12 @@ def _identity(system: StateSpace) -> Tensor:
 
 def _check_belief(system: StateSpace, mean: Tensor, cov: Tensor) -> None:
     size = len(system.transition)
-    for name, tensor, needed in (("mean", mean, (size,)), ("cov", cov, (size, size))):
+    _check_ends(("mean", mean, (size,)), ("cov", cov, (size, size)))
+
+
+def _check_ends(*arguments: tuple[str, Tensor, tuple[int, ...]]) -> None:
+    """Raise unless the last dimensions have these sizes; one of 1 would be stretched without a word."""
+    for name, tensor, needed in arguments:
         if tuple(tensor.shape[-len(needed) :]) != needed:
             words = ", ".join(map(str, needed))
             raise ValueError(f"{name} has shape {tuple(tensor.shape)} but this system needs (..., {words}).")
