@@ -575,6 +575,15 @@ def test_it_learns_digits_row_by_row():
     assert evaluate.negative_log_likelihood(model, test[:20], 20, progress=False).value < 25
 
 
+def test_full_covariances_begin_as_harmless_as_diagonal_ones():
+    """The inverse of a triangular factor with entries of any size grows with every row."""
+    x, totals = torch.rand(50, 1, 5, 4), []
+    for covariance in ("diagonal", "full"):
+        torch.manual_seed(0)
+        totals.append(TDVAE.build("mlp", (1, 5, 4), 16, covariance=covariance).loss(x).total.item())
+    assert totals[1] == pytest.approx(totals[0], rel=0.3)
+
+
 def test_beta_weighs_all_but_the_likelihood():
     model, x = small_model(beta=0.25).double(), torch.rand(6, 1, 5, 4, dtype=torch.float64)
     for options, beta in (({}, 0.25), ({"beta": 2.0}, 2.0), ({"beta": torch.tensor(0.5)}, 0.5)):
@@ -601,6 +610,7 @@ def test_beta_weighs_all_but_the_likelihood():
         ({"covariance": "dense"}, ValueError, r"^covariance is 'dense' but must be one of"),
         ({"likelihood": "poisson"}, ValueError, r"^likelihood is 'poisson' but must be one of"),
         ({"beta": -1.0}, ValueError, r"^beta is -1\.0 but must be at least 0"),
+        ({"beta": math.inf}, ValueError, r"^beta is inf but must be at least 0 and finite"),
         ({"betta": 2.0}, TypeError, "betta"),
     ],
 )
@@ -662,6 +672,8 @@ def test_parts_that_do_not_fit_are_refused(system, x):
         model.sample(2)
     with pytest.raises(ValueError, match=r"^length is 0 but must be at least 1"):
         exact_model(system, length=0)
+    with pytest.raises(ValueError, match=r"^time_dim is 3 but a batch of sequences of \(3,\) has the dim"):
+        exact_model(system, time_dim=3)
     model.memory = nn.Linear(SEEN, 6, dtype=torch.float64)  # nothing before the first step
     with pytest.raises(ValueError, match=r"^the memory gives the shape \(3, 5, 6\) but needs \(3, 6, size\)"):
         model.loss(x)

@@ -175,8 +175,13 @@ class TDVAE(nn.Module):
             check_count(name, value)
         if length is not None:
             check_count("length", length)
-        if not beta >= 0:
-            raise ValueError(f"beta is {beta} but must be at least 0.")
+        if time_dim > len(step_shape) + 1:
+            raise ValueError(
+                f"time_dim is {time_dim} but a batch of sequences of {tuple(step_shape)} has the dimensions "
+                f"0 to {len(step_shape) + 1}."
+            )
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"beta is {beta} but must be at least 0 and finite.")
         self.memory, self.belief, self.smoother = memory, belief, smoother
         self.transition, self.decoder = transition, decoder
         self.likelihood = as_likelihood(likelihood, variance=variance, levels=levels)
@@ -499,9 +504,10 @@ class GaussianHead(nn.Module):
         if self.covariance == "diagonal":
             return GaussianState(mean, scale)
         row, column = torch.tril_indices(self.latent_dim, self.latent_dim, -1, device=scale.device)
-        factor = torch.diag_embed(scale)
-        factor[:, row, column] = below
-        return GaussianState(mean, factor)
+        # In units of the row's scale, and small at first: what undoes a factor of 16 rows would else be huge.
+        factor = torch.diag_embed(torch.ones_like(scale))
+        factor[:, row, column] = below / self.latent_dim
+        return GaussianState(mean, scale.unsqueeze(2) * factor)
 
 
 def _as_range(steps: int | tuple[int, int]) -> tuple[int, int]:
