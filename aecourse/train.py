@@ -616,7 +616,7 @@ def _check_single(
     extras = {} if labels is None else {"labels": labels[:1]}
     device = next(model.parameters()).device
     try:
-        with torch.no_grad(), torch.random.fork_rng([]):
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             probe.loss(_first(images, transform).to(device), **{k: v.to(device) for k, v in extras.items()})
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -629,5 +629,5 @@ def _check_single(
 
 def _first(images: Tensor, transform: Callable[[Tensor], Tensor] | None) -> Tensor:
     """The first image as the model will see it, ``(1, ...)``. The caller's generators stay as they are."""
-    with torch.random.fork_rng([]):
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
         return images[:1] if transform is None else transform(images[:1])

@@ -9,12 +9,14 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aecourse import data
 from aecourse.autoencoders import Autoencoder
@@ -22,7 +24,7 @@ from aecourse.bounds import Loss
 from aecourse.distributed import Team, all_sum, standard_normal
 from aecourse.likelihoods import reparameterize
 from aecourse.linear import LinearAutoencoder
-from aecourse.train import History, _Adam, fit, mean_loss, pick_device
+from aecourse.train import History, _Adam, _check_single, _first, fit, mean_loss, pick_device
 from aecourse.vae import VAE
 from aecourse.zoo.conditional import ConditionalVAE
 
@@ -208,6 +210,28 @@ def test_the_callers_generator_is_left_as_it_was(images):
     assert torch.equal(torch.get_rng_state(), state)
     mean_loss(model, images)
     assert torch.equal(torch.get_rng_state(), state)
+    model, state = make(batch_norm=True), torch.get_rng_state()
+    with pytest.raises(ValueError, match="batch normalisation needs two"):  # it was tried
+        fit(model, images, epochs=1, transform=data.binarize, **{**SETTINGS, "batch_size": 7})
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_generator_of_a_gpu_is_left_alone_as_well(monkeypatch):
+    """Where the first image is looked at; on a GPU that is not there."""
+    kept = []
+
+    def fork_rng(devices):
+        kept.append([device.type for device in devices])
+        return nullcontext()
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    monkeypatch.setattr("copy.deepcopy", lambda model: model)
+    with FakeTensorMode(), torch.device("cuda"):
+        model, on_gpu = nn.Sequential(nn.BatchNorm1d(1)), torch.rand(3, 1)
+        _first(on_gpu, data.binarize)
+        model.loss = lambda x: None
+        _check_single(model, on_gpu, None, None, 1)
+    assert kept == [["cuda"], ["cuda"], ["cuda"]]
 
 
 @pytest.mark.parametrize(
