@@ -93,7 +93,8 @@ def _add_train(commands) -> None:
         "train",
         help="train a model; the same command again goes on where it stopped",
         description="Train a model on a data set, with a checkpoint after every epoch: a run that was "
-        "stopped goes on where it was, and with more --epochs trains on. On several GPUs: torchrun "
+        "stopped goes on where it was, and with more --epochs trains on, unless it has stages of which a "
+        "later one has begun. On several GPUs: torchrun "
         "--nproc-per-node 2 -m aecourse.cli train ...",
         argument_default=argparse.SUPPRESS,
     )
@@ -255,6 +256,7 @@ def train(options: argparse.Namespace) -> dict:
     import aecourse
     from aecourse import data, fit
     from aecourse.bounds import linear_annealing
+    from aecourse.contracts import check_count
 
     model_class = getattr(aecourse, TRAINABLE[options.model])
     given = vars(options)
@@ -267,15 +269,9 @@ def train(options: argparse.Namespace) -> dict:
             f"--{extra[0].replace('_', '-')} is no option of {options.model} with --network "
             f"{options.network}. Its own are: {', '.join(sorted(allowed))}."
         )
-    beta = None
-    if options.warmup:
-        if "beta" not in allowed:
-            raise ValueError(f"--warmup is no option of {options.model}: it has no KL to weigh.")
-        final = given.get("beta", 1.0)
-
-        def beta(step: int) -> float:
-            return final * linear_annealing(step, 0, options.warmup)
-
+    check_count("warmup", options.warmup, least=0)
+    if options.warmup and "beta" not in allowed:
+        raise ValueError(f"--warmup is no option of {options.model}: it has no KL to weigh.")
     images = data.load(options.data)
     settings = {name: given[name] for name in sorted(allowed & given.keys())}
     if len(settings.get("steps", ())) == 1:
@@ -289,6 +285,14 @@ def train(options: argparse.Namespace) -> dict:
     torch.manual_seed(options.seed)
     model = model_class.build(options.network, images.image_shape, options.code_dim, **settings)
     stages, histories = model.stages() if hasattr(model, "stages") else [model], []
+    if len(stages) > 1:
+        _check_stages(options)
+    beta = None
+    if options.warmup:
+
+        def beta(step: int) -> float:
+            return stages[0].beta * linear_annealing(step, 0, options.warmup)
+
     for number, stage in enumerate(stages, 1):
         history = fit(
             stage,
@@ -321,6 +325,21 @@ def train(options: argparse.Namespace) -> dict:
         last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in history.test.items())
         print(f"{images.name}, {history.epochs} epochs; on the test images: {last}. See {options.folder}.")
     return result
+
+
+def _check_stages(options: argparse.Namespace) -> None:
+    """Refuse if more epochs would take the first stage away from under a later one, which learnt from it."""
+    import torch
+
+    first, later = (options.folder / name for name in ("checkpoint.pt", "checkpoint-2.pt"))
+    if first.is_file() and later.is_file():
+        done = len(torch.load(first, map_location="cpu", weights_only=True)["history"]["seconds"])
+        if done < options.epochs:
+            raise ValueError(
+                f"epochs is {options.epochs}, but {options.folder} holds a second stage, which learnt from a "
+                f"first one of {done} epochs and would be worth nothing if that was trained on. Take another "
+                f"folder, or delete {later.name}."
+            )
 
 
 def _number_or_name(text: str) -> float | str:

@@ -136,7 +136,12 @@ def test_train_goes_from_stage_to_stage(arguments, tmp_path, capsys):
     stages = json.loads((tmp_path / "history.json").read_text())["stages"]
     assert [len(stage["train"]["total"]) for stage in stages] == [2, 2]
     assert stages[1]["train"]["total"][1] < stages[1]["train"]["total"][0]
-    assert {path.name for path in tmp_path.glob("*.pt")} == {"checkpoint.pt", "checkpoint-2.pt"}
+    files = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    assert files.keys() == {"checkpoint.pt", "checkpoint-2.pt"}
+    # A first stage that was trained on would leave the second without what it learnt from.
+    assert cli.main(["train", *arguments, *TRAIN, "--folder", str(tmp_path), "--epochs", "3"]) == 1
+    assert "holds a second stage, which learnt from a first one of 2 epochs" in capsys.readouterr().err
+    assert files == {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
 
 
 def test_train_again_goes_on_and_ends_at_the_same_numbers(tmp_path):
@@ -164,6 +169,19 @@ def test_warmup_weighs_the_kl_less_at_first(tmp_path):
     assert warm["total"][0] == pytest.approx(total[1], rel=1e-2)
 
 
+@pytest.mark.parametrize(("given", "weight"), [([], 6.0), (["--beta", "2"], 2.0)])
+def test_warmup_ends_at_the_weight_that_the_model_has(given, weight, tmp_path):
+    """Which need not be 1: that of the beta-TCVAE is 6."""
+    arguments = ["beta-tc", "--hidden", "16", *TRAIN, *given]
+    for name, extra in (("cold", []), ("warm", ["--warmup", "1"])):  # only the first step has another weight
+        assert cli.main(["train", *arguments, *extra, "--folder", str(tmp_path / name)]) == 0
+    for name in ("cold", "warm"):
+        train = json.loads((tmp_path / name / "history.json").read_text())["train"]
+        kl, correlation = train["kl"][1], train["total_correlation"][1]
+        expected = train["reconstruction"][1] + kl + (weight - 1) * correlation
+        assert train["total"][1] == pytest.approx(expected, rel=1e-5), name
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -172,6 +190,7 @@ def test_warmup_weighs_the_kl_less_at_first(tmp_path):
         (["conditional", "--bound", "iwae"], "--bound is no option of conditional"),
         (["vae", "--channels", "4"], "--channels is no option of vae with --network mlp."),
         (["sparse", "--warmup", "5"], "--warmup is no option of sparse"),
+        (["vae", "--warmup", "-5"], "warmup is -5 but must be at least 0"),
         (["vae", "--likelihood", "poisson"], "likelihood is 'poisson' but must be one of"),
         (["vae", "--batch-size", "0"], "batch_size is 0 but must be at least 1"),
         (["vae", "--precision", "float16"], "precision is 'float16'"),
