@@ -250,7 +250,9 @@ def likelihoods(model: nn.Module, test: Tensor, labels: Tensor) -> dict[str, flo
     bounds, rates = [], []
     for x, y in batches(test, labels):
         bounds.append(-model.log_weights(x, 1, **labels_of(model, y))[0])
-        rates.append(model.loss(x, **labels_of(model, y)).parts.get("kl", torch.tensor(math.nan)))
+        parts = model.loss(x, **labels_of(model, y)).parts
+        # What moves a state is part of what it costs to send.
+        rates.append(parts.get("kl", torch.tensor(math.nan)) + parts.get("transition", 0.0))
     some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:IMAGES]
     given = labels_of(model, labels[some])
     nll = evaluate.negative_log_likelihood(model, test[some], SAMPLES, **given, chunk=250, progress=False)
@@ -351,7 +353,9 @@ def missed(row: Row, columns: dict[str, float]) -> dict[str, str]:
     """Targets that a row misses, and by how much."""
     found = {}
     for name, (least, most) in row.targets.items():
-        if not least <= columns[name] <= most:
+        if name not in columns:
+            found[name] = f"it is not finite, and should be between {least:g} and {most:g}"
+        elif not least <= columns[name] <= most:
             by = least - columns[name] if columns[name] < least else columns[name] - most
             found[name] = f"{columns[name]:.3g} is not between {least:g} and {most:g}: by {by:.3g}"
     return found
