@@ -174,6 +174,20 @@ def read(path: Path, model: nn.Module, run: dict[str, Any], device: torch.device
     return state
 
 
+def epochs_done(path: Path) -> int:
+    """How many epochs the run has finished whose checkpoint this is; 0 where there is no such file.
+
+    Raises:
+        ValueError: the file is no checkpoint.
+    """
+    if not path.is_file():
+        return 0
+    try:
+        return len(torch.load(path, map_location="cpu", weights_only=True)["history"]["seconds"])
+    except Exception as error:
+        raise ValueError(f"{path} is not a checkpoint that fit wrote, or it is damaged.") from error
+
+
 def _checksum(tensor: Tensor) -> str:
     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(content.numpy()).hexdigest()[:16]

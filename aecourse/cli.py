@@ -329,17 +329,16 @@ def train(options: argparse.Namespace) -> dict:
 
 def _check_stages(options: argparse.Namespace) -> None:
     """Refuse if more epochs would take the first stage away from under a later one, which learnt from it."""
-    import torch
+    from aecourse.checkpoint import epochs_done
 
-    first, later = (options.folder / name for name in ("checkpoint.pt", "checkpoint-2.pt"))
-    if first.is_file() and later.is_file():
-        done = len(torch.load(first, map_location="cpu", weights_only=True)["history"]["seconds"])
-        if done < options.epochs:
-            raise ValueError(
-                f"epochs is {options.epochs}, but {options.folder} holds a second stage, which learnt from a "
-                f"first one of {done} epochs and would be worth nothing if that was trained on. Take another "
-                f"folder, or delete {later.name}."
-            )
+    later = options.folder / "checkpoint-2.pt"
+    done = epochs_done(options.folder / "checkpoint.pt")
+    if 0 < done < options.epochs and later.is_file():
+        raise ValueError(
+            f"epochs is {options.epochs}, but {options.folder} holds a second stage, which learnt from a "
+            f"first one of {done} epochs and would be worth nothing if that was trained on. Take another "
+            f"folder, or delete {later.name}."
+        )
 
 
 def _number_or_name(text: str) -> float | str:

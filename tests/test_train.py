@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from aecourse import data
 from aecourse.autoencoders import Autoencoder
 from aecourse.bounds import Loss
+from aecourse.checkpoint import epochs_done
 from aecourse.distributed import Team, all_sum, standard_normal
 from aecourse.likelihoods import reparameterize
 from aecourse.linear import LinearAutoencoder
@@ -504,6 +505,18 @@ def test_running_statistics_come_from_the_checkpoint(images, file):
 def truncated(path, model):
     torch.save(model.state_dict(), path)
     path.write_bytes(path.read_bytes()[:-200])
+
+
+def test_a_checkpoint_says_how_many_epochs_are_done(images, file):
+    assert epochs_done(file) == 0
+    with pytest.raises(Killed):
+        fit(kill_at(make(), 7), images, epochs=3, checkpoint=file, checkpoint_steps=1, **SETTINGS)
+    assert epochs_done(file) == 1  # killed in the second
+    fit(make(), images, epochs=3, checkpoint=file, checkpoint_steps=1, **SETTINGS)
+    assert epochs_done(file) == 3
+    file.write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"vae\.pt is not a checkpoint that fit wrote"):
+        epochs_done(file)
 
 
 @pytest.mark.parametrize(
