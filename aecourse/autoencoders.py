@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 from aecourse.bounds import Loss
-from aecourse.contracts import check_batch, check_finite, check_shapes, check_unit_interval
+from aecourse.contracts import check_batch, check_images, check_shapes
 from aecourse.likelihoods import bernoulli_log_likelihood
 from aecourse.nets import build, split_options
 
@@ -275,10 +275,8 @@ class Autoencoder(nn.Module):
             TypeError, ValueError: wrong shape, NaN or infinity, values outside [0, 1] under a sigmoid
                 output, which could never reach them.
         """
-        check_batch("images", images, self.image_shape)
-        check_finite("images", images)
-        if self.output == "sigmoid":
-            check_unit_interval("images", images)
+        support = (0.0, 1.0) if self.output == "sigmoid" else (-math.inf, math.inf)
+        check_images("images", images, self.image_shape, support)
 
     def _check_codes(self, name: str, codes: Tensor) -> None:
         if isinstance(codes, tuple):

@@ -159,6 +159,24 @@ def check_unit_interval(name: str, tensor: Tensor) -> None:
     raise ValueError(f"{name} has values from {_digits(low)} to {_digits(high)} but needs [0, 1].{cure}")
 
 
+def check_images(name: str, images: Tensor, shape: Sequence[int], support: tuple[float, float]) -> None:
+    """Raise unless ``images`` can be trained on: ``(batch, *shape)``, finite, and within the model's support.
+
+    Args:
+        name: of the argument.
+        images: the batch.
+        shape: of one image.
+        support: the least and the largest value; only [0, 1] is looked at, any other holds all numbers.
+
+    Raises:
+        TypeError, ValueError: as the other checks of this module; the message says which.
+    """
+    check_batch(name, images, shape)
+    check_finite(name, images)
+    if support == (0.0, 1.0):
+        check_unit_interval(name, images)
+
+
 def _digits(value: float) -> str:
     """A number in as many digits as tell it from 0 and 1."""
     short = f"{value:g}"

@@ -542,3 +542,13 @@ def as_likelihood(likelihood: str | Likelihood, **settings: float | str | None) 
         if name in settings and likelihood != owner:
             raise ValueError(f"{name} is {settings[name]!r} but likelihood is {likelihood!r}, not {owner!r}.")
     return LIKELIHOODS[likelihood](**settings)
+
+
+def pop_likelihood(options: dict) -> Likelihood:
+    """Take the likelihood out of the options of a model's builder: ``likelihood``, ``variance``, ``levels``.
+
+    Raises:
+        TypeError, ValueError: as :func:`as_likelihood`.
+    """
+    settings = {name: options.pop(name, None) for name in ("variance", "levels")}
+    return as_likelihood(options.pop("likelihood", "bernoulli"), **settings)

@@ -7,12 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from aecourse.bounds import Loss, elbo, free_bits
-from aecourse.contracts import check_batch, check_count, check_finite, check_shapes, check_unit_interval
+from aecourse.contracts import (
+    check_batch,
+    check_count,
+    check_images,
+    check_shapes,
+)
 from aecourse.likelihoods import (
     Likelihood,
     as_likelihood,
     gaussian_kl_per_dimension,
     gaussian_log_density,
+    pop_likelihood,
     reparameterize,
 )
 from aecourse.nets import build, split_options
@@ -113,8 +119,7 @@ class VAE(nn.Module):
     def build(cls, kind: str, image_shape: Sequence[int], latent_dim: int, **options) -> "VAE":
         """Over networks of :func:`aecourse.nets.build`; options are theirs and those of the class."""
         networks, options = split_options(options)
-        settings = {name: options.pop(name, None) for name in ("variance", "levels")}
-        likelihood = as_likelihood(options.pop("likelihood", "bernoulli"), **settings)
+        likelihood = pop_likelihood(options)
         encoder, decoder = build(kind, image_shape, latent_dim, outputs=likelihood.outputs, **networks)
         shapes = {"image_shape": image_shape, "latent_dim": latent_dim}
         return cls(encoder, decoder, likelihood=likelihood, **shapes, **options)
@@ -284,7 +289,4 @@ class VAE(nn.Module):
             TypeError, ValueError: wrong shape, NaN or infinity, values outside [0, 1] under any likelihood
                 but the Gaussian.
         """
-        check_batch("images", images, self.image_shape)
-        check_finite("images", images)
-        if self.likelihood.support == (0.0, 1.0):
-            check_unit_interval("images", images)
+        check_images("images", images, self.image_shape, self.likelihood.support)

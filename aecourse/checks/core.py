@@ -9,6 +9,7 @@ No message holds an expected value, and no traceback is shown: either would give
 
 import contextlib
 import importlib
+import math
 import os
 import re
 from collections.abc import Callable
@@ -279,6 +280,22 @@ def same(got, want, rtol: float, atol: float) -> bool:
         return False
     got, want = torch.as_tensor(got), torch.as_tensor(want)
     return got.shape == want.shape and torch.allclose(got.to(f64), want.to(f64), rtol, atol, equal_nan=True)
+
+
+def at_most(number, limit: float) -> bool:
+    """Whether a number that comes from a student is finite, real and no larger than the limit.
+
+    Written the other way round, ``number > limit`` is false for NaN, which would pass.
+    """
+    if isinstance(number, Tensor):
+        number = number.item() if number.numel() == 1 and not number.is_complex() else math.nan
+    real = isinstance(number, int | float)
+    return bool(real and math.isfinite(number) and number <= limit)
+
+
+def at_least(number, limit: float) -> bool:
+    """Whether a number that comes from a student is finite, real and no smaller than the limit."""
+    return at_most(number, math.inf) and bool(number >= limit)
 
 
 def same_shape(got, want) -> bool:

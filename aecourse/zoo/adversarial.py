@@ -28,7 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aecourse.bounds import Loss
-from aecourse.contracts import check_batch, check_count, check_finite, check_shapes, check_unit_interval
+from aecourse.contracts import (
+    check_batch,
+    check_count,
+    check_images,
+    check_shapes,
+)
 from aecourse.distributed import standard_normal
 from aecourse.likelihoods import (
     Gaussian,
@@ -36,6 +41,7 @@ from aecourse.likelihoods import (
     as_likelihood,
     gaussian_kl,
     gaussian_log_density,
+    pop_likelihood,
     reparameterize,
 )
 from aecourse.nets import build, mlp, split_options
@@ -272,10 +278,8 @@ class GAN(_Adversarial):
         Raises:
             TypeError, ValueError: wrong shape, NaN or infinity, values outside [0, 1] with sigmoid output.
         """
-        check_batch("images", images, self.image_shape)
-        check_finite("images", images)
-        if self.output == "sigmoid":
-            check_unit_interval("images", images)
+        support = (0.0, 1.0) if self.output == "sigmoid" else (-math.inf, math.inf)
+        check_images("images", images, self.image_shape, support)
 
 
 class VAEGAN(GAN):
@@ -436,8 +440,7 @@ class AdversarialAutoencoder(_Adversarial):
         The critic of codes is a multi-layer perceptron with ``critic_hidden`` units in its layers.
         """
         networks, options = split_options(options)
-        settings = {name: options.pop(name, None) for name in ("variance", "levels")}
-        likelihood = as_likelihood(options.pop("likelihood", "bernoulli"), **settings)
+        likelihood = pop_likelihood(options)
         posterior = options.get("posterior", "deterministic")
         channels, *size = image_shape
         seen = (channels + (posterior == "noise"), *size)
@@ -519,10 +522,7 @@ class AdversarialAutoencoder(_Adversarial):
         Raises:
             TypeError, ValueError: as :meth:`aecourse.vae.VAE.validate`.
         """
-        check_batch("images", images, self.image_shape)
-        check_finite("images", images)
-        if self.likelihood.support == (0.0, 1.0):
-            check_unit_interval("images", images)
+        check_images("images", images, self.image_shape, self.likelihood.support)
 
 
 def _leaky() -> nn.Module:

@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aecourse.bounds import Loss, log_mean_exp
-from aecourse.contracts import check_batch, check_count, check_finite, check_labels, check_unit_interval
+from aecourse.contracts import (
+    check_batch,
+    check_count,
+    check_images,
+    check_labels,
+)
 from aecourse.likelihoods import (
     Likelihood,
     as_likelihood,
     gaussian_kl_per_dimension,
     gaussian_log_density,
+    pop_likelihood,
     reparameterize,
 )
 from aecourse.nets import build, split_options
@@ -86,8 +92,7 @@ class ConditionalVAE(nn.Module):
         """Over networks of :func:`aecourse.nets.build`; options are theirs and those of the class."""
         check_count("classes", classes)
         networks, options = split_options(options)
-        settings = {name: options.pop(name, None) for name in ("variance", "levels")}
-        likelihood = as_likelihood(options.pop("likelihood", "bernoulli"), **settings)
+        likelihood = pop_likelihood(options)
         networks |= {"outputs": likelihood.outputs, "condition": classes}
         encoder, decoder = build(kind, image_shape, latent_dim, **networks)
         shapes = {"image_shape": image_shape, "latent_dim": latent_dim}
@@ -276,8 +281,7 @@ class StructuredOutputVAE(nn.Module):
     ) -> "StructuredOutputVAE":
         """Over networks of :func:`aecourse.nets.build`; options are theirs and those of the class."""
         networks, options = split_options(options)
-        settings = {name: options.pop(name, None) for name in ("variance", "levels")}
-        likelihood = as_likelihood(options.pop("likelihood", "bernoulli"), **settings)
+        likelihood = pop_likelihood(options)
         pixels = int(_mask(given, tuple(image_shape)).sum())
         encoder, _ = build(kind, image_shape, latent_dim, **networks)
         prior_encoder, _ = build(kind, image_shape, latent_dim, **networks)
@@ -392,10 +396,7 @@ class StructuredOutputVAE(nn.Module):
         Raises:
             TypeError, ValueError: as :meth:`aecourse.vae.VAE.validate`.
         """
-        check_batch("images", images, self.image_shape)
-        check_finite("images", images)
-        if self.likelihood.support == (0.0, 1.0):
-            check_unit_interval("images", images)
+        check_images("images", images, self.image_shape, self.likelihood.support)
 
     def _gaussian(self, network: str, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = getattr(self, network)(x)

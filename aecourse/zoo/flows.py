@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from aecourse.bounds import Loss
 from aecourse.contracts import check_batch, check_count, check_shapes
-from aecourse.likelihoods import as_likelihood, gaussian_log_density, reparameterize
+from aecourse.likelihoods import gaussian_log_density, pop_likelihood, reparameterize
 from aecourse.nets import build, split_options
 from aecourse.vae import VAE
 
@@ -205,8 +205,7 @@ class FlowVAE(VAE):
         """Over networks of :func:`aecourse.nets.build`; options are theirs, those of the class, and the
         ``steps``, ``hidden`` layers and ``context`` of the flow."""
         networks, options = split_options(options)
-        settings = {name: options.pop(name, None) for name in ("variance", "levels")}
-        likelihood = as_likelihood(options.pop("likelihood", "bernoulli"), **settings)
+        likelihood = pop_likelihood(options)
         flow = InverseAutoregressiveFlow(latent_dim, steps=steps, hidden=flow_hidden, context=context)
         encoder, _ = build(kind, image_shape, 2 * latent_dim + context, gaussian=False, **networks)
         _, decoder = build(kind, image_shape, latent_dim, outputs=likelihood.outputs, **networks)

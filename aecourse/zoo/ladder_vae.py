@@ -8,13 +8,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aecourse.bounds import Loss, free_bits
-from aecourse.contracts import check_batch, check_count, check_finite, check_shapes, check_unit_interval
+from aecourse.contracts import (
+    check_batch,
+    check_count,
+    check_images,
+    check_shapes,
+)
 from aecourse.distributed import standard_normal
 from aecourse.likelihoods import (
     Likelihood,
     as_likelihood,
     gaussian_kl_per_dimension,
     gaussian_log_density,
+    pop_likelihood,
     reparameterize,
 )
 from aecourse.nets import MLPEncoder, build, split_options
@@ -217,8 +223,7 @@ class LadderVAE(nn.Module):
         networks, options = split_options(options)
         networks |= {"activation": activation, "batch_norm": batch_norm}
         perceptron = {name: value for name, value in networks.items() if name not in ("channels", "blocks")}
-        settings = {name: options.pop(name, None) for name in ("variance", "levels")}
-        likelihood = as_likelihood(options.pop("likelihood", "bernoulli"), **settings)
+        likelihood = pop_likelihood(options)
         lowest, _ = build(kind, image_shape, hidden[0], gaussian=False, hidden=(), **networks)
         _, decoder = build(
             kind, image_shape, sizes[0], outputs=likelihood.outputs, hidden=hidden[:1], **networks
@@ -379,10 +384,7 @@ class LadderVAE(nn.Module):
             TypeError, ValueError: wrong shape, NaN or infinity, values outside [0, 1] under any likelihood
                 but the Gaussian.
         """
-        check_batch("images", images, self.image_shape)
-        check_finite("images", images)
-        if self.likelihood.support == (0.0, 1.0):
-            check_unit_interval("images", images)
+        check_images("images", images, self.image_shape, self.likelihood.support)
 
 
 class _Gaussian(nn.Module):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from aecourse.contracts import check_batch, check_count
-from aecourse.likelihoods import Bernoulli, Categorical, as_likelihood
+from aecourse.likelihoods import Bernoulli, Categorical, pop_likelihood
 from aecourse.nets import build, split_options
 from aecourse.vae import VAE
 
@@ -222,8 +222,7 @@ class LossyVAE(VAE):
         """Over networks of :func:`aecourse.nets.build`; options are theirs, those of the class and of
         :class:`AutoregressiveDecoder`. The decoder among these networks gives z's planes."""
         networks, options = split_options(options)
-        settings = {name: options.pop(name, None) for name in ("variance", "levels")}
-        likelihood = as_likelihood(options.pop("likelihood", "bernoulli"), **settings)
+        likelihood = pop_likelihood(options)
         encoder, from_code = build(kind, image_shape, latent_dim, outputs=planes, **networks)
         decoder = AutoregressiveDecoder(
             from_code,

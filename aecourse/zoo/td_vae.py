@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from aecourse.bounds import Loss
 from aecourse.contracts import check_batch, check_count, check_finite, check_shapes, check_unit_interval
 from aecourse.distributed import standard_normal
-from aecourse.likelihoods import Likelihood, as_likelihood
+from aecourse.likelihoods import Likelihood, as_likelihood, pop_likelihood
 from aecourse.nets import build, mlp, split_options
 
 COVARIANCES = ("diagonal", "full")
@@ -228,8 +228,7 @@ class TDVAE(nn.Module):
         length, step_shape = image_shape[time_dim - 1], [*image_shape]
         del step_shape[time_dim - 1]
         networks, options = split_options(options)
-        settings = {name: options.pop(name, None) for name in ("variance", "levels")}
-        likelihood = as_likelihood(options.pop("likelihood", "bernoulli"), **settings)
+        likelihood = pop_likelihood(options)
         encoder, _ = build(kind, step_shape, memory, gaussian=False, hidden=hidden, **networks)
         _, decoder = build(
             kind, step_shape, latent_dim, outputs=likelihood.outputs, hidden=hidden, **networks

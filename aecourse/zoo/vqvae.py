@@ -10,9 +10,14 @@ from torch.nn import functional as F
 
 from aecourse import nets
 from aecourse.bounds import Loss
-from aecourse.contracts import check_batch, check_count, check_finite, check_shapes, check_unit_interval
+from aecourse.contracts import (
+    check_batch,
+    check_count,
+    check_images,
+    check_shapes,
+)
 from aecourse.distributed import Team, all_sum
-from aecourse.likelihoods import Likelihood, as_likelihood
+from aecourse.likelihoods import Likelihood, as_likelihood, pop_likelihood
 from aecourse.zoo.code_priors import AutoregressivePrior, HistogramPrior, PriorStage, occurrences
 
 FORGOTTEN = 1e-6  # with fewer points than that, a mean is rounding
@@ -436,8 +441,7 @@ class VQVAE(nn.Module):
             settings = {"commitment": commitment, "decay": decay, "start": start, "restart": restart}
             quantize = VectorQuantizer(codes, latent_dim, learning=quantizer, **settings)
         networks, options = nets.split_options(options)
-        settings = {name: options.pop(name, None) for name in ("variance", "levels")}
-        likelihood = as_likelihood(options.pop("likelihood", "bernoulli"), **settings)
+        likelihood = pop_likelihood(options)
         networks |= {"outputs": likelihood.outputs}
         encoder, decoder, grid = _grid_networks(kind, image_shape, latent_dim, positions, **networks)
         shapes = {"image_shape": image_shape, "grid": grid}
@@ -582,10 +586,7 @@ class VQVAE(nn.Module):
             TypeError, ValueError: wrong shape, NaN or infinity, values outside [0, 1] under any likelihood
                 but the Gaussian.
         """
-        check_batch("images", images, self.image_shape)
-        check_finite("images", images)
-        if self.likelihood.support == (0.0, 1.0):
-            check_unit_interval("images", images)
+        check_images("images", images, self.image_shape, self.likelihood.support)
 
 
 def _grid_networks(
