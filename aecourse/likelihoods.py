@@ -117,6 +117,25 @@ def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, prior_logvar: float 
     return 0.5 * (mean.square() * math.exp(-prior_logvar) + torch.expm1(below) + excess - log_ratio)
 
 
+def gaussian_kl_between(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor) -> Tensor:
+    r"""KL divergence of N(mean, diag exp logvar) from N(prior_mean, diag exp prior_logvar).
+
+    In units of the prior's standard deviation it is :func:`gaussian_kl`. For the
+    means a deviation below exp(-22) counts as that, so that the square of their difference does not overflow.
+
+    Args:
+        mean, logvar, prior_mean, prior_logvar: ``(batch, k)``.
+
+    Returns:
+        ``(batch,)``, nats per example, never negative.
+
+    Raises:
+        TypeError, ValueError: from :func:`aecourse.contracts.check_shapes`.
+    """
+    distance = (mean - prior_mean) * torch.exp((-0.5 * prior_logvar).clamp(max=22.0))
+    return gaussian_kl_per_dimension(distance, logvar - prior_logvar).sum(dim=1)
+
+
 def full_gaussian_kl(mean: Tensor, cov: Tensor) -> Tensor:
     r"""KL divergence of N(mean, cov) from N(0, I), with a full covariance matrix.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from numbers import Integral
 
+import torch
 from torch import Tensor, nn
 
 from aecourse.contracts import check_count
@@ -54,9 +55,10 @@ def build(
     check_count("condition", condition, least=0)
     encoder, decoder = NETWORKS[kind]
     channels, *size = image_shape
+    planes = {"condition": condition} if encoder is MLPEncoder else {}  # for the others channels like any
     reversed_widths = {name: options[name][::-1] for name in ("hidden", "channels") if name in options}
     return (
-        encoder((channels + condition, *size), latent_dim, gaussian=gaussian, **options),
+        encoder((channels + condition, *size), latent_dim, gaussian=gaussian, **planes, **options),
         decoder(latent_dim + condition, image_shape, outputs=outputs, **options | reversed_widths),
     )
 
@@ -105,6 +107,9 @@ class MLPEncoder(nn.Module):
         hidden: the sizes of the hidden layers.
         activation, batch_norm, dropout: see :func:`mlp`.
         gaussian: give ``mean`` and ``logvar``; False gives one code, ``(batch, latent_dim)``.
+        condition: how many of the channels, the last ones, hold one number at all of their pixels. It enters
+            once: as hundreds of equal inputs it would have that many times its gradient, and at a learning
+            rate that suits pixels its weights would jump about.
 
     Raises:
         TypeError, ValueError: from :func:`mlp`.
@@ -122,14 +127,20 @@ class MLPEncoder(nn.Module):
         batch_norm: bool = False,
         dropout: float = 0.0,
         gaussian: bool = True,
+        condition: int = 0,
     ):
         super().__init__()
         _check_networks(image_shape, latent_dim, hidden)
         self.gaussian = gaussian
-        sizes = [math.prod(image_shape), *hidden, 2 * latent_dim if gaussian else latent_dim]
+        self.condition = condition
+        pixels = (image_shape[0] - condition) * math.prod(image_shape[1:])
+        sizes = [pixels + condition, *hidden, 2 * latent_dim if gaussian else latent_dim]
         self.net = mlp(sizes, activation, batch_norm, dropout)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.condition:
+            images, planes = x[:, : -self.condition], x[:, -self.condition :]
+            x = torch.cat([images.flatten(1), planes.flatten(1)[:, :: math.prod(x.shape[2:])]], dim=1)
         outputs = self.net(x.flatten(1))
         return outputs.chunk(2, dim=1) if self.gaussian else outputs
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from support.losses import assert_gradient_is_derivative, assert_single_precision_under_autocast
 from torch import nn
-from torch.func import functional_call
 
 from aecourse import data
 from aecourse.autoencoders import (
@@ -360,28 +360,11 @@ def test_the_linear_autoencoder_at_the_principal_components_loses_the_other_eige
     assert wide.loss(points).total < 1e-20
 
 
-class WithLossAsForward(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        return seeded_loss(self.model, x).total
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_of_every_loss_is_its_derivative(kind):
     model = KINDS[kind]((4,), CODE_DIM, (3,), activation=nn.Tanh).double()
     x = torch.rand(3, 4, dtype=torch.float64)
-    names = [f"model.{name}" for name, _ in model.named_parameters()]
-    whole = WithLossAsForward(model)
-
-    def total(*values):
-        return functional_call(whole, dict(zip(names, values)), (x,))
-
-    values = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
-    assert torch.autograd.gradcheck(total, values)
-    for gradient in torch.autograd.grad(total(*values), values):
+    for gradient in assert_gradient_is_derivative(model, x):
         assert gradient.abs().max() > 0
 
 
@@ -451,12 +434,7 @@ def test_code_and_output_go_through_their_functions(x, code, output):
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_stay_in_single_precision_under_autocast(x, kind):
     model = KINDS[kind](IMAGE_SHAPE, CODE_DIM, (7,))
-    exact = seeded_loss(model, x).total
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = seeded_loss(model, x).total
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, exact, rtol=0.02, atol=0.02)
-    loss.backward()
+    assert_single_precision_under_autocast(model, x).total.backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from support.losses import assert_gradient_is_derivative, assert_single_precision_under_autocast
 from torch import nn
 from torch.distributions import MultivariateNormal
-from torch.func import functional_call
 
 from aecourse import data, evaluate
 from aecourse.likelihoods import gaussian_kl
@@ -190,35 +190,12 @@ def test_networks_without_room_for_labels_are_refused(x):
 def test_the_gradient_of_the_loss_is_its_derivative():
     model = ConditionalVAE.build("mlp", (4,), 2, hidden=(3,), classes=2, activation=nn.Tanh).double()
     x, labels = torch.rand(3, 4, dtype=torch.float64), torch.tensor([0, 1, 1])
-    names = [f"model.{name}" for name, _ in model.named_parameters()]
-
-    class WithLossAsForward(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self):
-            torch.manual_seed(3)  # the noise is the same at every call
-            return self.model.loss(x, labels).total
-
-    whole = WithLossAsForward()
-    values = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
-
-    def total(*values):
-        return functional_call(whole, dict(zip(names, values)), ())
-
-    assert torch.autograd.gradcheck(total, values)
+    assert_gradient_is_derivative(model, x, labels)
 
 
 def test_bounds_stay_in_single_precision_under_autocast(x):
     model = small_model()
-    torch.manual_seed(3)
-    exact = model.loss(x, LABELS).total
-    torch.manual_seed(3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model.loss(x, LABELS)
-    assert {value.dtype for value in (loss.total, *loss.parts.values())} == {torch.float32}
-    torch.testing.assert_close(loss.total, exact, rtol=0.05, atol=0.1)
+    assert_single_precision_under_autocast(model, x, LABELS)
 
 
 # ------------------------------------------------------------ exact where everything is Gaussian

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from support.losses import assert_gradient_is_derivative, assert_single_precision_under_autocast
 from torch import nn
-from torch.func import functional_call
 
 from aecourse import data, evaluate
 from aecourse.likelihoods import gaussian_log_density
@@ -313,38 +313,13 @@ def test_the_loss_reads_as_the_algorithm_and_a_batch_has_the_mean_of_its_example
 def test_the_gradient_of_the_loss_is_its_derivative():
     model = small_model((4,), hidden=(3,), flow_hidden=(2,), context=1, activation=nn.Tanh, samples=2)
     x = (torch.rand(3, 4) > 0.5).double()
-    names = [f"model.{name}" for name, _ in model.named_parameters()]
-
-    class WithLossAsForward(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self):
-            torch.manual_seed(3)  # the noise is the same at every call
-            return self.model.loss(x).total
-
-    whole = WithLossAsForward()
-    values = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
-
-    def total(*values):
-        return functional_call(whole, dict(zip(names, values)), ())
-
-    assert torch.autograd.gradcheck(total, values)
-    # And no parameter is idle but masked weights.
-    for value, gradient in zip(values, torch.autograd.grad(total(*values), values)):
-        assert gradient.any(), value.shape
+    for gradient in assert_gradient_is_derivative(model, x):
+        assert gradient.any()  # no parameter is idle but masked weights
 
 
 def test_bounds_stay_in_single_precision_under_autocast():
     model, x = small_model().float(), (torch.rand(6, 1, 2, 3) > 0.5).float()
-    torch.manual_seed(3)
-    exact = model.loss(x).total
-    torch.manual_seed(3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model.loss(x)
-    assert {value.dtype for value in (loss.total, *loss.parts.values())} == {torch.float32}
-    torch.testing.assert_close(loss.total, exact, rtol=0.05, atol=0.1)
+    assert_single_precision_under_autocast(model, x)
 
 
 # ------------------------------------------------------------------------- what it can do

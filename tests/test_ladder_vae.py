@@ -22,7 +22,7 @@ PIXELS, NOISE = 6, 0.7  # of the linear ladders: numbers in x, and their varianc
 LADDERS = [(3,), (3, 2), (3, 2, 2)]  # sizes of the layers, the lowest first
 
 
-def close(actual, expected, tolerance=1e-10):
+def assert_close(actual, expected, tolerance=1e-10):
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -223,12 +223,12 @@ def gradients(value: Tensor, model: nn.Module) -> dict[str, Tensor]:
 def test_with_the_right_messages_every_single_draw_weighs_the_evidence(sizes, x):
     model = exact_ladder(sizes)
     evidence, posterior = posterior_of(model, x)
-    close(model.log_weights(x, 5), evidence.expand(5, 2), 1e-12)
+    assert_close(model.log_weights(x, 5), evidence.expand(5, 2), 1e-12)
     # And q is the posterior, of which the means are a point.
     q = q_of(model, x)
-    close(q.mean, posterior.mean, 1e-12)
-    close(q.covariance_matrix, posterior.covariance_matrix, 1e-12)
-    close(torch.cat([layer.z for layer in model.encode(x)], dim=1), posterior.mean, 1e-12)
+    assert_close(q.mean, posterior.mean, 1e-12)
+    assert_close(q.covariance_matrix, posterior.covariance_matrix, 1e-12)
+    assert_close(torch.cat([layer.z for layer in model.encode(x)], dim=1), posterior.mean, 1e-12)
 
 
 @pytest.mark.parametrize("sizes", LADDERS)
@@ -237,10 +237,10 @@ def test_with_the_right_messages_the_loss_is_the_evidence_and_so_is_its_gradient
     evidence, _ = posterior_of(model, x)
     cubature(model)
     loss = model.loss(x)
-    close(loss.total, -evidence.mean(), 1e-12)
+    assert_close(loss.total, -evidence.mean(), 1e-12)
     expected = gradients(-evidence.mean(), model)  # none for the messages
     for name, gradient in gradients(loss.total, model).items():
-        close(gradient, expected[name])
+        assert_close(gradient, expected[name])
         assert not name.startswith("messages") or gradient.abs().max() < 1e-10
 
 
@@ -264,12 +264,12 @@ def test_with_wrong_messages_the_loss_is_the_evidence_less_what_they_cost(sizes,
     loss = model.loss(x)
     weights = model.log_weights(x, samples)
     assert weights.shape == (samples, 2)
-    close(loss.total, -expected.mean())
-    close(weights.mean(dim=0), expected)
+    assert_close(loss.total, -expected.mean())
+    assert_close(weights.mean(dim=0), expected)
     exact = gradients(-expected.mean(), model)
     for value in (loss.total, -weights.mean()):
         for name, gradient in gradients(value, model).items():
-            close(gradient, exact[name])
+            assert_close(gradient, exact[name])
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
@@ -287,18 +287,18 @@ def test_each_layer_has_its_share_of_the_divergence(inference, x, cubature):
         return kl_divergence(mine, MultivariateNormal(offset[place:], cov)).mean()
 
     whole, upper, top = (of_all_from(place.start) for place in places(model.latent_dims))
-    close(parts["kl"], whole)
-    close(parts["kl"], parts["kl_1"] + parts["kl_2"] + parts["kl_3"], 1e-14)
+    assert_close(parts["kl"], whole)
+    assert_close(parts["kl"], parts["kl_1"] + parts["kl_2"] + parts["kl_3"], 1e-14)
     if inference == "top_down":  # the chain rule, down the chain
-        close(parts["kl_3"], top)
-        close(parts["kl_2"], upper - top)
-        close(parts["kl_1"], whole - upper)
+        assert_close(parts["kl_3"], top)
+        assert_close(parts["kl_2"], upper - top)
+        assert_close(parts["kl_1"], whole - upper)
     elif inference == "bottom_up":  # of the top, given z_2: its mean square under q
         message, second = model.messages[2], places(model.latent_dims)[1]
         mean = q.mean[:, second] @ message.weight.T + message.bias
         around = message.weight @ q.covariance_matrix[0, second, second] @ message.weight.T
         square = mean.square().sum(dim=1).mean() + around.trace() + message.logvar.exp().sum()
-        close(parts["kl_3"], 0.5 * (square - message.logvar.sum() - 2))
+        assert_close(parts["kl_3"], 0.5 * (square - message.logvar.sum() - 2))
 
 
 # Other ways to put a message and a prior together: (mean, logvar, prior_mean, prior_logvar) -> mean, logvar.
@@ -346,7 +346,7 @@ def test_every_other_rule_costs_what_it_costs(x, cubature, monkeypatch):
     for name, rule in RULES.items():
         monkeypatch.setattr(ladder_vae, "merge_gaussians", rule)
         bound = -model.loss(x).total
-        close(bound, closed_form(model, x, rule).mean())
+        assert_close(bound, closed_form(model, x, rule).mean())
         costs[name] = (evidence.mean() - bound).item()
     assert abs(costs.pop("precisions")) < 1e-12
     values = sorted(costs.values())
@@ -372,7 +372,7 @@ def test_mean_field_loses_what_the_layers_know_of_each_other(x, cubature):
     loss = model.loss(x)
     lost = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
     assert lost > 0.1
-    close(loss.total + evidence.mean(), lost, 1e-12)
+    assert_close(loss.total + evidence.mean(), lost, 1e-12)
     # It is the best of its family.
     for name, gradient in gradients(loss.total, model).items():
         assert not name.startswith("messages") or gradient.abs().max() < 1e-10
@@ -401,7 +401,7 @@ def test_bottom_up_loses_what_the_lowest_layer_knows_of_itself(x, cubature):
     loss = model.loss(x)
     lost = 0.5 * (of_lowest.diagonal().log().sum() - of_lowest.logdet())
     assert lost > 0.003
-    close(loss.total + evidence.mean(), lost, 1e-12)
+    assert_close(loss.total + evidence.mean(), lost, 1e-12)
     for name, gradient in gradients(loss.total, model).items():
         assert not name.startswith("messages") or gradient.abs().max() < 1e-10
 
@@ -413,7 +413,7 @@ def test_a_merge_is_the_product_of_two_densities():
     mean, logvar = merge_gaussians(
         *torch.tensor([0.0, 0.0, 3.0, -math.log(2)], dtype=torch.float64).view(4, 1, 1)
     )
-    close(torch.cat([mean, logvar.exp()]).flatten(), torch.tensor([2.0, 1 / 3], dtype=torch.float64), 1e-15)
+    assert_close(torch.cat([mean, logvar.exp()]).flatten(), torch.tensor([2.0, 1 / 3], dtype=torch.float64), 1e-15)
     first, second = torch.randn(2, 2, 4, 3, dtype=torch.float64)
     merged = merge_gaussians(*first, *second)
 
@@ -423,9 +423,9 @@ def test_a_merge_is_the_product_of_two_densities():
 
     z = torch.randn(6, 4, 3, dtype=torch.float64)
     difference = log_density(first, z) + log_density(second, z) - log_density(merged, z)
-    close(difference, difference[:1].expand_as(difference), 1e-12)
+    assert_close(difference, difference[:1].expand_as(difference), 1e-12)
     for one, other in zip(merged, merge_gaussians(*second, *first)):
-        close(one, other, 1e-14)
+        assert_close(one, other, 1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -476,7 +476,7 @@ def test_without_weight_the_divergence_has_no_gradient(x):
     loss = seeded(lambda: model.loss(x))
     model.beta = 3.0
     heavy = seeded(lambda: model.loss(x))
-    close(heavy.total, loss.total + 2 * loss.parts["kl"], 1e-12)
+    assert_close(heavy.total, loss.total + 2 * loss.parts["kl"], 1e-12)
     assert heavy.parts == loss.parts  # unweighted
 
 
@@ -510,12 +510,12 @@ def test_free_bits_are_of_a_layer_and_before_the_weight(x):
     assert kl_2 < kl_1
     model.free_bits = (kl_1 + kl_2) / 2
     spared = seeded(lambda: model.loss(x, beta=2.0))
-    close(spared.total, plain.parts["reconstruction"] + 2 * (kl_1 + model.free_bits), 1e-12)
+    assert_close(spared.total, plain.parts["reconstruction"] + 2 * (kl_1 + model.free_bits), 1e-12)
     assert spared.parts == plain.parts
     # Of the upper layer there is no gradient, of the lower one all of it.
     expected = gradients(seeded(lambda: (p := model.loss(x).parts)["reconstruction"] + 2 * p["kl_1"]), model)
     for name, gradient in gradients(spared.total, model).items():
-        close(gradient, expected[name], 1e-12)
+        assert_close(gradient, expected[name], 1e-12)
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
@@ -524,9 +524,9 @@ def test_a_batch_twice_as_large_has_the_same_loss_per_example(inference, x, cuba
     samples = cubature(model)
     once, twice = model.loss(x), model.loss(torch.cat([x, x]))
     for name, term in once.terms.items():
-        close(twice.terms[name], term, 1e-12)
+        assert_close(twice.terms[name], term, 1e-12)
     weights = model.log_weights(x, samples)
-    close(weights[:, :1], model.log_weights(x[:1], samples), 1e-12)  # an example is for itself
+    assert_close(weights[:, :1], model.log_weights(x[:1], samples), 1e-12)  # an example is for itself
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
@@ -538,7 +538,7 @@ def test_two_processes_have_the_noise_of_one(inference, x):
         own, _ = team.share(batch)
         with team.noise():
             losses.append(model.loss(own).total)
-    close(sum(losses) / 2, seeded(lambda: model.loss(batch).total), 1e-12)
+    assert_close(sum(losses) / 2, seeded(lambda: model.loss(batch).total), 1e-12)
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
@@ -557,7 +557,7 @@ def test_the_gradient_of_the_loss_of_networks_is_its_derivative(inference):
             for parameter, way in zip(parameters, direction):
                 parameter += step * way
             values.append(seeded(lambda: model.loss(x).total))
-    close((values[0] - values[1]) / 2e-5, slope, 1e-6)
+    assert_close((values[0] - values[1]) / 2e-5, slope, 1e-6)
 
 
 # --------------------------------------------------------------------------- looking and measuring
@@ -570,18 +570,18 @@ def test_ancestral_samples_have_the_covariance_of_the_model(cubature):
     lowest = places(model.latent_dims)[0]
     seen = model.decoder.weight @ rows[lowest]
     mean = model.decoder.weight @ offset[lowest] + model.decoder.bias
-    close(means.mean(dim=0), mean.detach(), 1e-12)
-    close((means - means.mean(dim=0)).T @ (means - means.mean(dim=0)) / len(means), (seen @ seen.T).detach())
+    assert_close(means.mean(dim=0), mean.detach(), 1e-12)
+    assert_close((means - means.mean(dim=0)).T @ (means - means.mean(dim=0)) / len(means), (seen @ seen.T).detach())
 
 
 def test_the_estimators_of_the_evidence_work_on_a_ladder(x):
     model = exact_ladder()
     evidence = posterior_of(model, x)[0].detach()
     estimate = evaluate.importance_sampling(model, x, 20, chunk=7)
-    close(estimate.value, evidence, 1e-12)
+    assert_close(estimate.value, evidence, 1e-12)
     assert estimate.standard_error.max() < 1e-12
-    close(evaluate.iwae(model, x, 3, 2).value, evidence, 1e-12)
-    close(evaluate.negative_log_likelihood(model, x, 5, progress=False).value, -evidence.mean(), 1e-12)
+    assert_close(evaluate.iwae(model, x, 3, 2).value, evidence, 1e-12)
+    assert_close(evaluate.negative_log_likelihood(model, x, 5, progress=False).value, -evidence.mean(), 1e-12)
     # With messages that are wrong and too wide, it takes samples.
     with torch.no_grad():
         for message in model.messages:
@@ -616,7 +616,7 @@ def test_any_network_can_be_the_lowest_step(kind, shape, options, inference):
     assert [[*value.shape] for layer in layers for value in layer] == [
         [12, k] for k in (3, 2, 1) for _ in "zmvmv"
     ]
-    assert [[*layer.kl_per_dimension().shape] for layer in layers] == [[12, 3], [12, 2], [12, 1]]
+    assert [[*layer.kl().shape] for layer in layers] == [[12]] * 3
     # Nothing is drawn where one only looks.
     assert torch.equal(model.reconstruct(x), model.reconstruct(x))
     for layer in model.encode(x):

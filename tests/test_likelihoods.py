@@ -29,6 +29,7 @@ from aecourse.likelihoods import (
     full_gaussian_kl,
     gaussian_entropy,
     gaussian_kl,
+    gaussian_kl_between,
     gaussian_kl_per_dimension,
     gaussian_log_density,
     gaussian_log_likelihood,
@@ -63,6 +64,28 @@ def test_gaussian_kl_agrees_with_torch(data):
     assert_equal_to_ten_digits(gaussian_kl(mean, logvar), kl_divergence(q, p))
     p = Independent(Normal(torch.zeros_like(mean), torch.full_like(mean, math.exp(prior_logvar / 2))), 1)
     assert_equal_to_ten_digits(gaussian_kl(mean, logvar, prior_logvar), kl_divergence(q, p))
+
+
+def test_the_kl_between_gaussians():
+    m, v, m0, v0 = torch.randn(4, 5, 3, dtype=torch.float64)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(m, (v / 2).exp()), torch.distributions.Normal(m0, (v0 / 2).exp())
+    ).sum(dim=1)
+    torch.testing.assert_close(gaussian_kl_between(m, v, m0, v0), expected, rtol=0, atol=1e-12)
+    zero = torch.zeros_like(m)
+    torch.testing.assert_close(
+        gaussian_kl_between(m, v, zero, zero), gaussian_kl_per_dimension(m, v).sum(dim=1)
+    )
+
+
+@pytest.mark.parametrize("logvar", [-10_000.0, 10_000.0])
+@pytest.mark.parametrize("prior_logvar", [-10_000.0, 0.0, 10_000.0])
+def test_the_kl_between_gaussians_is_finite_wherever_a_network_may_end_up(logvar, prior_logvar):
+    given = [torch.full((2, 3), value, requires_grad=True) for value in (50.0, logvar, -50.0, prior_logvar)]
+    kl = gaussian_kl_between(*given)
+    kl.sum().backward()
+    assert (kl >= 0).all()
+    assert all(torch.isfinite(values).all() for values in (kl, *(value.grad for value in given)))
 
 
 def test_the_terms_of_the_kl_are_those_of_each_dimension():

@@ -6,8 +6,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from support.losses import assert_gradient_is_derivative, assert_single_precision_under_autocast
 from torch import nn
-from torch.func import functional_call
 
 from aecourse import data, evaluate, vae
 from aecourse.bounds import linear_annealing
@@ -204,33 +204,12 @@ def test_a_batch_has_the_mean_of_its_examples(samples, monkeypatch):
 def test_the_gradient_of_the_loss_is_its_derivative():
     model = small_model((1, 2, 2), activation=nn.Tanh, features=2, planes=1, hidden=(3,))
     x = all_images((1, 2, 2))[[3, 9, 14]]
-    names = [f"model.{name}" for name, _ in model.named_parameters()]
-
-    class WithLossAsForward(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self):
-            torch.manual_seed(3)  # the noise is the same at every call
-            return self.model.loss(x).total
-
-    whole = WithLossAsForward()
-    values = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
-    assert torch.autograd.gradcheck(
-        lambda *values: functional_call(whole, dict(zip(names, values)), ()), values
-    )
+    assert_gradient_is_derivative(model, x)
 
 
 def test_bounds_stay_in_single_precision_under_autocast():
     model, x = small_model().float(), all_images((1, 2, 3)).float()
-    torch.manual_seed(3)
-    exact = model.loss(x).total
-    torch.manual_seed(3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model.loss(x)
-    assert {value.dtype for value in (loss.total, *loss.parts.values())} == {torch.float32}
-    torch.testing.assert_close(loss.total, exact, rtol=0.05, atol=0.1)
+    assert_single_precision_under_autocast(model, x)
 
 
 # ---------------------------------------------------------------------------- what is left for z

@@ -262,6 +262,18 @@ def test_build_leaves_room_for_a_condition_and_gives_plain_codes(kind):
     assert decoder(torch.randn(4, 2 + 3)).shape == (4, *shape)
 
 
+def test_a_perceptron_reads_each_number_of_a_condition_once():
+    """As hundreds of equal inputs it would learn hundreds of times faster than a pixel does."""
+    encoder, _ = build("mlp", (2, 3, 4), 2, hidden=(6,), condition=3)
+    assert encoder.net[0].in_features == 2 * 3 * 4 + 3
+    x = torch.rand(5, 5, 3, 4)
+    x[:, 2:] = x[:, 2:, :1, :1]
+    numbers = x[:, 2:, 0, 0]
+    mean, _ = encoder(x)
+    by_hand = encoder.net(torch.cat([x[:, :2].flatten(1), numbers], dim=1))[:, :2]
+    assert torch.equal(mean, by_hand)
+
+
 # ------------------------------------------------------------------------------ what is refused
 
 

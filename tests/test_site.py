@@ -165,6 +165,7 @@ def test_a_page_follows_the_colours_of_the_system(visit):
     for scheme in ("light", "dark", "light"):
         page.emulate_media(color_scheme=scheme)
         page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
+        assert page.evaluate("document.documentElement.dataset.theme") == scheme
 
 
 def test_internal_links_lead_somewhere():

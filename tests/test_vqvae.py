@@ -913,4 +913,7 @@ def test_networks_that_give_another_grid_are_refused():
 
 
 def test_any_numbers_suit_a_gaussian_likelihood():
-    small_model(likelihood="gaussian").validate(torch.full((2, *IMAGE), 9.0))
+    far = torch.full((2, *IMAGE), 9.0)
+    with pytest.raises(ValueError, match=r"^images has values from"):
+        small_model().validate(far)
+    assert small_model(likelihood="gaussian").validate(far) is None

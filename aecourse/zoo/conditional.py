@@ -22,7 +22,7 @@ from aecourse.contracts import (
 from aecourse.likelihoods import (
     Likelihood,
     as_likelihood,
-    gaussian_kl_per_dimension,
+    gaussian_kl_between,
     gaussian_log_density,
     pop_likelihood,
     reparameterize,
@@ -402,25 +402,6 @@ class StructuredOutputVAE(nn.Module):
         mean, logvar = getattr(self, network)(x)
         check_batch(f"the mean of {network}", mean, (self.latent_dim,))
         return mean.to(x.dtype), logvar.to(x.dtype)  # networks may compute in half precision, bounds may not
-
-
-def gaussian_kl_between(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor) -> Tensor:
-    r"""KL divergence of N(mean, diag exp logvar) from N(prior_mean, diag exp prior_logvar).
-
-    In units of the prior's standard deviation it is :func:`aecourse.likelihoods.gaussian_kl`. For the
-    means a deviation below exp(-22) counts as that, so that the square of their difference does not overflow.
-
-    Args:
-        mean, logvar, prior_mean, prior_logvar: ``(batch, k)``.
-
-    Returns:
-        ``(batch,)``, nats per example, never negative.
-
-    Raises:
-        TypeError, ValueError: from :func:`aecourse.contracts.check_shapes`.
-    """
-    distance = (mean - prior_mean) * torch.exp((-0.5 * prior_logvar).clamp(max=22.0))
-    return gaussian_kl_per_dimension(distance, logvar - prior_logvar).sum(dim=1)
 
 
 def _mask(given: int | Tensor, image_shape: tuple[int, ...]) -> np.ndarray:

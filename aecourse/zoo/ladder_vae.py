@@ -18,7 +18,7 @@ from aecourse.distributed import standard_normal
 from aecourse.likelihoods import (
     Likelihood,
     as_likelihood,
-    gaussian_kl_per_dimension,
+    gaussian_kl_between,
     gaussian_log_density,
     pop_likelihood,
     reparameterize,
@@ -83,10 +83,9 @@ class Layer(NamedTuple):
 
     prior_logvar: Tensor
 
-    def kl_per_dimension(self) -> Tensor:
-        """KL(q(z_n | ...) || p(z_n | z_{n+1})) for the neighbours that were drawn, nats, ``(rows, k)``."""
-        shift = (self.mean - self.prior_mean) * torch.exp(-0.5 * self.prior_logvar)
-        return gaussian_kl_per_dimension(shift, self.logvar - self.prior_logvar)
+    def kl(self) -> Tensor:
+        """KL(q(z_n | ...) || p(z_n | z_{n+1})) for the neighbours that were drawn, nats, ``(rows,)``."""
+        return gaussian_kl_between(self.mean, self.logvar, self.prior_mean, self.prior_logvar)
 
     def log_ratio(self) -> Tensor:
         """log q(z_n | ...) - log p(z_n | z_{n+1}) of the draw, nats, ``(rows,)``."""
@@ -347,7 +346,7 @@ class LadderVAE(nn.Module):
         log_likelihood = self._log_likelihood(x, layers[0].z).mean()  # over draws and examples
         closed = layers[-1:] if self.inference == "bottom_up" else layers
         terms = [layer.log_ratio() for layer in layers[: len(layers) - len(closed)]]
-        terms += [layer.kl_per_dimension().sum(dim=1) for layer in closed]
+        terms += [layer.kl() for layer in closed]
         kl = torch.stack(terms, dim=1)  # (rows, layers)
         means = kl.mean(dim=0)
         rate = free_bits(kl, self.free_bits) if self.free_bits else means.sum()
