@@ -52,11 +52,18 @@ def values(task: Task, student: Student, draw: Draw) -> None:
         if not same_shape(got, want):
             raise _wrong(misshapen(got, want), diagnose(task, student, draw), where)
         if not same(task.canonical(got), want, rtol=1e-4, atol=1e-4):
-            nan = "" if finite(got) else " Not all numbers are finite."
+            nan = "" if finite(got) else f" Not all numbers are finite.{_others_are_right(got, want)}"
             raise _wrong(f"wrong.{nan}", diagnose(task, student, draw), where)
         for part in tensors(got):
             if part.dtype != dtype and part.is_floating_point():
                 raise Wrong("the result is of another dtype. Keep the type of the inputs.", case=where)
+
+
+def _others_are_right(got, want) -> str:
+    """What to add where some numbers are not finite."""
+    pairs = [(a, b[a.isfinite()]) for a, b in zip(tensors(got), tensors(want)) if a.isfinite().any()]
+    right = pairs and all(same(a[a.isfinite()], b, rtol=1e-4, atol=1e-4) for a, b in pairs)
+    return " Those that are finite are right." if right else ""
 
 
 def _wrong(words: str, cause: Cause, where: str) -> Wrong:
@@ -230,6 +237,9 @@ LIMIT = 6.0
 
 
 def z_score(results: Tensor, expected: float) -> float:
-    """How many standard errors the mean of independent results (n,) lies from what it should be."""
+    """How many standard errors the mean of independent results (n,) lies from what it should be; infinitely
+    many where one of them is no number."""
+    if not results.isfinite().all():
+        return math.inf
     error = results.std() / math.sqrt(len(results))
     return float((results.mean() - expected) / error.clamp_min(1e-12 * max(1.0, abs(expected))))

@@ -187,10 +187,11 @@ def _named(outputs: list, candidates: list[Candidates], with_own: list) -> Cause
 
 
 def _repeats(now, then) -> bool:
-    """Whether two results are equal, those of a wrong kind included."""
-    if isinstance(now, tuple | list) and isinstance(then, tuple | list):
-        return len(now) == len(then) and all(map(_repeats, now, then))
-    return (now is None and then is None) or same(now, then, 0, 0)
+    """Whether two results are equal, those included that are no numbers."""
+    signatures, rows = zip(_flat(now), _flat(then))
+    if None in rows:
+        return rows == (None, None)
+    return signatures[0] == signatures[1] and torch.allclose(*rows, 0, 0, equal_nan=True)
 
 
 def _composed(task: Task, student: Student, case: Case):

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from aecourse.checks.bans import Refused, banned, settings_kept
-from aecourse.checks.core import UNWRITTEN, Seed, Task, Wrong, find, same, shape, undefined
+from aecourse.checks.core import (
+    UNWRITTEN,
+    Seed,
+    Task,
+    Wrong,
+    find,
+    finite,
+    same,
+    same_shape,
+    shape,
+    undefined,
+)
 from aecourse.checks.modules import Held
 from aecourse.checks.telling import hidden, raised, refusal
 
@@ -232,15 +243,18 @@ def _generators(arguments: tuple) -> tuple:
 def uses_generator(student: Student, call: Callable[[torch.Generator], Tensor]) -> None:
     """Raise `Wrong` unless `call` draws from the generator it is given, and from nothing else."""
     state = torch.random.get_rng_state()
-    first, again, otherwise = (call(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2, 1)]
+    results = [call(generator) for generator in (*generators, generators[-1])]
+    first, again, otherwise, once, twice = results
     if not torch.equal(state, torch.random.get_rng_state()):
         raise student.wrong("draws from torch's global state. Pass `generator=generator` on.", joint=" ")
+    if not all(same_shape(result, first) and finite(result) for result in results):
+        raise student.wrong("not all numbers are finite, or two calls give results of different shapes.")
     if not same(first, again, 0, 0):
         raise student.wrong("two generators with the same seed give different results.")
     if same(first, otherwise, 0, 0):
         raise student.wrong("does not draw from the generator: different seeds, equal results.", joint=" ")
-    generator = torch.Generator().manual_seed(1)
-    if same(call(generator), call(generator), 0, 0):
+    if same(once, twice, 0, 0):
         raise student.wrong(
             "a second call with the same generator repeats the first. Draw from the generator itself, and do "
             "not set its seed."

@@ -19,6 +19,10 @@ from aecourse.grading.session import Gone, Session, StudentError
 from aecourse.grading.wire import BROKEN, plausible, tensors_of
 
 
+# What may be said in a hidden test, too, of a result that cannot cross.
+UNREADABLE = ("too much data", "an integer is too large", "something that cannot be read")
+
+
 class RemoteFunction:
     """A function or a class of the student's notebook.
 
@@ -119,7 +123,8 @@ def _error(error: StudentError, who: str | int) -> Exception:
     """The student's error under its own name; a `Wrong` where what is returned cannot cross."""
     words = str(error)
     if error.kind == "Returned":
-        words = f"{Made(words)} is returned, not a tensor (or a tuple of tensors)."
+        what = words if words in UNREADABLE else Made(words)
+        words = f"{what} is returned, not a tensor (or a tuple of tensors)."
         return Wrong(words, function=str(who), brief="what is returned is no tensor.")
     name = error.kind if error.kind.isidentifier() else "Error"
     known = {"NotImplementedError": NotImplementedError, "Refused": Refused}
