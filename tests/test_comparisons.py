@@ -1,6 +1,6 @@
 """No number that is none passes a test: planted in what a model solution returns, it costs the test's points.
 
-One call of one hidden test at a time gets another result: NaN or infinity in all of it or in one entry, a shape
+One call of one hidden test at a time gets another result: NaN or infinity in all or in one entry, a shape
 or a kind that is wrong. `make test` tries a sample; with AECOURSE_TEST_SANDBOX=all, every test has them all.
 """
 

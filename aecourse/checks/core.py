@@ -360,10 +360,13 @@ def misshapen(got, want) -> str:
 
 def _asked(want) -> str:
     """How many tensors of how many dimensions a result has."""
-    if isinstance(want, tuple):
-        return f"a tuple of {' and '.join(map(_asked, want))}"
-    count = want.dim() if isinstance(want, Tensor) else 0
-    return f"a tensor of {count} dimension{'s' * (count != 1)}" if count else "one number"
+    parts = want if isinstance(want, tuple) else (want,)
+    counts = [part.dim() if isinstance(part, Tensor) else 0 for part in parts]
+    if counts == [0]:
+        return "one number"
+    sizes = " and ".join(map(str, dict.fromkeys(counts)))
+    tensors_ = "a tensor" if len(parts) == 1 else f"{len(parts)} tensors"
+    return f"{tensors_} of {sizes} dimension{'' if counts == [1] * len(counts) else 's'}"
 
 
 def finite(result) -> bool:

@@ -222,12 +222,8 @@ def _where(look: Look) -> str:
 
 
 def imprecise(task: Task, where: str, cause: Cause = UNKNOWN) -> Wrong:
-    """The message when digits are lost: what leads to it, where that is known, and the task's hint."""
-    return Wrong(
-        f"not precise.{cause.words} If ordinary values are right: {task.hint}.",
-        Cause("", cause.slips),
-        case=where,
-    )
+    """The message when digits are lost: what leads to it; where that is not known, the task's hint."""
+    return Wrong("not precise.", cause or Cause(f" If ordinary values are right: {task.hint}."), case=where)
 
 
 # --------------------------------------------------------------------------- random results

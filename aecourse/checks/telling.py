@@ -100,12 +100,41 @@ def _shapes(text: str, names: dict) -> str:
     return ", ".join(sizes[:5])
 
 
+# {what has happened: what Python or torch say then}. A hidden test tells the one, and not the other.
+CAUSES = {
+    "it does not take what it is called with": r"positional argument|unexpected keyword|required argument",
+    "a number is divided by zero": r"division by zero",
+    "a dimension or an entry is not there": r"Dimension out of range|too many indices|index .*out of",
+    "the shapes of two tensors do not fit": r"must match the|cannot be multiplied|size mismatch|equal size",
+    "a tensor cannot have this shape": r"is invalid for input|inconsistent tensor",
+    "a gradient is asked for what the result does not depend on": r"used in the graph",
+    "a gradient is asked of what has no graph": r"does not require grad|have a grad_fn",
+    "a tensor with a graph is taken out of torch": r"requires grad",
+    "an optimiser is given what is computed from other tensors": r"non-leaf",
+    "a tensor that a gradient needs is changed in place": r"inplace|in-place",
+    "a tensor of several numbers is asked whether it is true": r"ambiguous",
+    "a tensor of several numbers is taken for one": r"a Tensor with|converted to Scalar|one element",
+    "something is not what it is taken for": r"has no attribute|not callable|not subscriptable|__init__",
+    "a name is used before it has a value": r"is not defined|referenced before|not associated",
+    "a distribution cannot have such a parameter": r"satisfy the constraint",
+    "two types of numbers meet": r"same dtype|expected scalar type|must have the same",
+    "it calls itself without end": r"recursion",
+    "memory runs out": r"memory",
+}
+
+
+def cause_of(error: Exception) -> str:
+    """What has led to an error, if it is one of `CAUSES`; with a space in front."""
+    words = first_line(error)
+    return next((f" ({cause})" for cause, pattern in CAUSES.items() if re.search(pattern, words)), "")
+
+
 def raised(error: Exception) -> dict[str, str]:
     """The words of a `Wrong` for an error of a student's code, and the brief for a report."""
-    kind, place = type(error).__name__, place_of(error)
-    brief = f"raised {known_kind(error) or 'an error'}"
+    kind, place, cause = type(error).__name__, place_of(error), cause_of(error)
+    brief = f"raised {known_kind(error) or 'an error'}{cause}"
     if hidden():
-        return {"words": f"{AN_ERROR} {place}." if place else f"{AN_ERROR}.", "brief": brief}
+        return {"words": f"{AN_ERROR}{cause}{f' {place}' if place else ''}.", "brief": brief}
     where = f", {place}" if place else ""
     shapes = f", where {place.shapes}" if place and place.shapes else ""
     return {"words": f"raised {kind}: {first_line(error)}{where}{shapes}", "brief": brief}
