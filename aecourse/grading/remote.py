@@ -18,7 +18,6 @@ from aecourse.checks.telling import Made
 from aecourse.grading.session import Gone, Session, StudentError
 from aecourse.grading.wire import BROKEN, plausible, tensors_of
 
-
 # What may be said in a hidden test, too, of a result that cannot cross.
 UNREADABLE = ("too much data", "an integer is too large", "something that cannot be read")
 

@@ -15,6 +15,8 @@ import io
 import json
 import os
 import re
+import resource
+import signal
 import threading
 import time
 from collections import Counter
@@ -33,6 +35,8 @@ from aecourse.grading.submission import Assignment, Submission
 
 VERSION = 3  # of the verdicts: a change of how they come about grades everything anew
 MOST_CHILDREN = 20  # of one submission
+MEMORY = 4 * 2**30  # bytes that this process may take for a submission, beyond what it has
+SECONDS = 60.0  # of processor time that a test may take here; the longest needs ten
 HIDDEN = re.compile(r"BEGIN\s+HIDDEN", re.IGNORECASE)  # in the source of a test whose inputs are secret
 UNSHOWN = "What this cell and those below put out is not shown: they ran after hidden tests.\n"
 
@@ -142,7 +146,11 @@ def grade(bundle: Bundle) -> dict:
         handed_in = Submission(unreadable=bundle.problem, human=True)
         verdict.status = "missing"
     else:
-        handed_in = submission.prepare(bundle.data, assignment)
+        try:
+            with _limited():
+                handed_in = submission.prepare(bundle.data, assignment)
+        except MemoryError:
+            handed_in = Submission(unreadable="The notebook is too large to be read.", human=True)
         verdict.status = "unreadable" if handed_in.unreadable else "graded"
     verdict.human = handed_in.human or bool(bundle.remarks)
     verdict.remarks += [handed_in.unreadable] if handed_in.unreadable else handed_in.remarks
@@ -151,7 +159,7 @@ def grade(bundle: Bundle) -> dict:
     if handed_in.unreadable:
         verdict.tests = [Test(name, 0.0, points[name], handed_in.unreadable) for name in assignment.tests]
     else:
-        with _alone, _own_state():
+        with _alone, _limited(), _own_state():
             run = _told(_Run(bundle, assignment, handed_in, _imports(bundle.assignment, bundle.source)))
         order = list(assignment.tests)
         verdict.tests = sorted(run.tests, key=lambda test: order.index(test.name))
@@ -205,6 +213,51 @@ def _own_state():
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _limited():
+    """A limit on the memory of this process, which looks at what students send; where the system knows one.
+
+    What goes beyond fails as on a machine that has no more, and costs the submission a test, and no other.
+    """
+    if not (taken := _taken()):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [limit for limit in (soft, hard, taken + MEMORY) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _taken() -> int:
+    """The bytes of this process's data; 0 where the system does not say."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        return next((1024 * int(line.split()[1]) for line in file if line.startswith("VmData:")), 0)
+    return 0
+
+
+@contextlib.contextmanager
+def _timed():
+    """Raise `Gone` when a test takes too much of this process's time: its session sees to late answers, this to
+    what is computed from them. Only a main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_):
+        raise Gone("time")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS, 1.0)  # again, should it meet a place that cannot raise
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @functools.lru_cache(maxsize=8)
@@ -359,6 +412,7 @@ class _Run:
         try:
             namespace = self._namespace(session, cell.source)
             with (
+                _timed(),
                 telling.hiding(self.secrets),
                 contextlib.redirect_stdout(shown),
                 contextlib.redirect_stderr(shown),
@@ -438,7 +492,7 @@ class _Run:
             wrong = core.undefined(error.name)
             return self.explained(name, wrong), parts_of(wrong)
         self.human, wrong = True, core.stopped(error)
-        return (wrong.words if self.secrets else wrong.trouble), parts_of(wrong)
+        return (f"T{wrong.words[1:]}" if self.secrets else wrong.trouble), parts_of(wrong)
 
     def _record(
         self, name: str, points: float | None, message: str, shown: str = "", seconds: float = 0.0, **about

@@ -128,7 +128,7 @@ return torch.tensor(rows, dtype=mean.dtype)
 # kl_numpy | gradients stability | .numpy()
 m, s = mean.detach().numpy(), logvar.detach().numpy()
 return torch.from_numpy(0.5 * (m**2 + __import__("numpy").exp(s) - s - 1).sum(1))
-# kl_list | ALL | is returned, not a tensor of 1 dimension | expected one number per example, a tensor of shape
+# kl_list | ALL | is returned, not a tensor | expected one number per example, a tensor of shape
 return [0.5 * (m**2 + s.exp() - s - 1).sum() for m, s in zip(mean, logvar)]
 # kl_inputs_clamped | stability | no log | limited (clamped)
 with torch.no_grad():

@@ -209,10 +209,10 @@ return grad(f(m + torch.exp(s / 2) * torch.randn_like(eps)).mean(), (m, s))
 return grad(f(torch.exp(s / 2) * eps).mean() + 0 * m.sum(), (m, s))
 # path_clipped | values parameters stability |
 return tuple(g.clamp(-1, 1) for g in grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s)))
-# path_into_the_inputs | checks values parameters stability | is returned, not 2 tensors of 1 dimension | a NoneType
+# path_into_the_inputs | checks values parameters stability | not 2 tensors of 1 dimension | a NoneType
 f(m + torch.exp(s / 2) * eps).mean().backward()
 return mean.grad, logvar.grad
-# path_lists | checks values parameters stability | is returned, not 2 tensors of 1 dimension | expected two tensors of shape
+# path_lists | checks values parameters stability | not 2 tensors of 1 dimension | expected two tensors
 return [g.tolist() for g in grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s))]
 # path_sign | values parameters stability | sign is flipped
 return grad(-f(m + torch.exp(s / 2) * eps).mean(), (m, s))
@@ -232,9 +232,9 @@ return grad(f(z).mean(), (m, s))
 # path_sampled | checks values parameters stability | does not depend on
 z = torch.distributions.Normal(m, torch.exp(s / 2)).sample((len(eps),)).requires_grad_()
 return grad(f(z).mean(), (m, s))
-# path_stacked | checks values parameters stability | is returned, not 2 tensors of 1 dimension | a tensor of shape
+# path_stacked | checks values parameters stability | not 2 tensors of 1 dimension | a tensor of shape
 return torch.stack(grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s)))
-# path_only_mean | checks values parameters stability | is returned, not 2 tensors of 1 dimension | a tensor of shape
+# path_only_mean | checks values parameters stability | not 2 tensors of 1 dimension | a tensor of shape
 return grad(f(m + torch.exp(s / 2) * eps).mean(), m)[0]
 # path_dictionary | checks values parameters stability | is returned, not a tensor
 gradients = grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s))
@@ -444,7 +444,7 @@ return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
 # score_in_place | checks values baseline | changed in place
 given.sub_(mean)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_stacked | checks values baseline parameters stability | is returned, not 2 tensors of 1 dimension
+# score_stacked | checks values baseline parameters stability | not 2 tensors of 1 dimension
 return torch.stack(((a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)))
 # score_numpy | parameters | taken out of torch
 m, s = (torch.from_numpy(t.numpy().copy()) for t in (mean, logvar))
