@@ -1,5 +1,6 @@
 """The trusted process has limits, too: what a student sends can be large, or take long to look at."""
 
+import itertools
 import time
 
 import nbformat
@@ -23,7 +24,7 @@ def test_a_submission_takes_no_more_memory_than_there_is_for_it():
 def test_what_is_computed_from_answers_ends(monkeypatch):
     monkeypatch.setattr(worker, "SECONDS", 0.2)
     with pytest.raises(Gone, match="time"), worker._timed():
-        sum(iter(int, 1))  # which has no end
+        any(number < 0 for number in itertools.count())
     with worker._timed():
         pass
     start = time.process_time()

@@ -242,8 +242,8 @@ def _taken() -> int:
 
 @contextlib.contextmanager
 def _timed():
-    """Raise `Gone` when a test takes too much of this process's time: its session sees to late answers, this to
-    what is computed from them. Only a main thread can be interrupted."""
+    """Raise `Gone` when a test takes too much of this process's time: its session sees to late answers, and
+    this to what is computed from them. Only a main thread can be interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
