@@ -11,6 +11,8 @@ integrands) that tests hand to a student's function.
 
 from collections.abc import Callable
 
+import torch
+
 from aecourse.checks.core import Cause, Draw, Wrong, find
 from aecourse.checks.naming import ELSEWHERE, diagnose
 from aecourse.checks.student import Student
@@ -59,7 +61,10 @@ def grade(name: str, kind: str, namespace: dict, *, seed: int) -> None:
     task = find(name)
     if kind not in task.tests:
         raise ValueError(f"{name} has the tests {', '.join(task.tests)}, and no {kind!r}.")
-    try:
-        task.tests[kind](task, Student(task, namespace), Draw(seed))
-    except Wrong as wrong:
-        raise wrong.about(task) from None
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # what is drawn from the global state is drawn for this test alone
+        try:
+            task.tests[kind](task, Student(task, namespace), Draw(seed))
+        except Wrong as wrong:
+            raise wrong.about(task) from None
