@@ -58,10 +58,21 @@ def exchanged(tree, other: Callable[[Tensor], Tensor]):
 # --------------------------------------------------------------------------- memory that tensors share
 
 
+def extent(tensor: Tensor) -> int:
+    """How many numbers there are from a tensor's first place in its memory to its last."""
+    return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
+
+
 def places(tensor: Tensor) -> Tensor:
     """The places of a tensor's numbers in its memory."""
-    size = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride()))
-    return torch.arange(size).as_strided(tensor.shape, tensor.stride()).flatten() + tensor.storage_offset()
+    numbers = torch.arange(extent(tensor)).as_strided(tensor.shape, tensor.stride())
+    return numbers.flatten() + tensor.storage_offset()
+
+
+def whole(tensor: Tensor) -> bool:
+    """Whether it has all of its memory, which may be taken away from below it: reading it then is the end."""
+    end = (tensor.storage_offset() + extent(tensor)) * tensor.itemsize if tensor.numel() else 0
+    return tensor.untyped_storage().nbytes() >= end
 
 
 def overlapping(tensors: list[Tensor]) -> list[list[int]]:
@@ -260,7 +271,7 @@ class Copies:
 
 def _same_numbers(now: Tensor, then: Tensor) -> bool:
     try:
-        if now.shape != then.shape or now.dtype != then.dtype:
+        if now.shape != then.shape or now.dtype != then.dtype or not whole(now):
             return False
         now, then = now.detach(), then.detach()
         return torch.equal(now, then) or bool(((now == then) | ((now != now) & (then != then))).all())
@@ -333,6 +344,8 @@ def _kept(tree, outputs: list[Tensor]):
     """The result with copies of its tensors, which a later call cannot change. Those that have a graph go to
     ``outputs``; their copies require gradients, too."""
     if type(tree) in PLAIN and tree.layout is torch.strided and tree.numel() <= MOST_NUMBERS:
+        if not whole(tree):
+            raise ValueError("the memory of a result has been taken away from it")
         copy = tree.detach().clone()
         if tree.requires_grad:
             outputs.append(tree)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import re
 import types
 import warnings
@@ -14,6 +15,8 @@ from aecourse.checks.bans import Refused, banned, settings_kept
 from aecourse.checks.calling import Effects, call_here
 from aecourse.checks.core import UNWRITTEN, Seed, Task, Wrong, find, same, undefined
 from aecourse.checks.modules import Held
+
+MOST_PARAMETERS = 500_000  # of a module; a dimension of size 0 counts as one of size 1
 
 
 class Student:
@@ -189,9 +192,19 @@ class ModuleProxy:
         return [self.student.plain(result, where) for result in answers.results]
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of all parameters and buffers, by name."""
+        """Copies of all parameters and buffers, by name.
+
+        Raises:
+            Wrong: their sizes are beyond all need. Tests make tensors of such sizes.
+        """
         with self.student.running("state_dict"):
-            return self.held.state()
+            state = self.held.state()
+        if sum(math.prod(max(n, 1) for n in value.shape) for value in state.values()) > MOST_PARAMETERS:
+            raise self.student.wrong(
+                f"the module has more than {MOST_PARAMETERS:,} parameters. Take fewer hidden units: a few "
+                "hundred are enough."
+            )
+        return state
 
     def load(self, state: dict[str, Tensor]) -> "ModuleProxy":
         """Set all parameters; the module takes their dtype. Refused when names or shapes differ."""

@@ -5,7 +5,6 @@ and compares with the same network written as plain matrix products, or with the
 another task has tested these, so that one mistake costs one cell.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from itertools import pairwise, product
@@ -901,14 +900,21 @@ def spots(count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(4 * (radius - distance))
 
 
-@functools.lru_cache(maxsize=64)
 def _vae_sizes(dim: int, latent_dim: int, encoding: int, decoding: int) -> dict[str, tuple]:
-    """The shapes of a VAE's parameters, by name, for these numbers of hidden units."""
-    decoder = shapes_of(network_state(Draw(0), ("logits",), latent_dim, decoding, dim))
-    return {
-        **shapes_of(vae_state(Draw(0), dim, encoding, latent_dim)),
-        **{f"decoder.{name}": size for name, size in decoder.items()},
+    """The shapes of a VAE's parameters, by name, for these numbers of hidden units.
+
+    They are a student's, and no tensor is made of them here.
+    """
+    layers = {
+        "encoder.hidden": (encoding, dim),
+        **{f"encoder.{head}": (latent_dim, encoding) for head in HEADS["Encoder"]},
+        "decoder.hidden": (decoding, latent_dim),
+        **{f"decoder.{head}": (dim, decoding) for head in HEADS["Decoder"]},
     }
+    sizes = {}
+    for name, (rows, columns) in layers.items():
+        sizes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+    return sizes
 
 
 def trained(student: Student, *arguments, where: str = "") -> tuple[ModuleProxy, dict]:
