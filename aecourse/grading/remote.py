@@ -124,13 +124,16 @@ def _notice(session: Session, moved) -> None:
         session.random = torch.get_rng_state()
 
 
-def _slopes(graphs: list[Graph], call: int, number: int, slope: Tensor) -> list[Tensor | None]:
-    """What the child asks back in the middle of a call: the slopes of a tensor that it has been given.
+def _slopes(graphs: list[Graph], *question) -> list[Tensor | None]:
+    """What the child asks back in the middle of a call: `Graph.slopes` of a tensor that it has been given.
+
+    question: the number of the call among those that were sent, and the arguments.
 
     Raises:
         WireError: it has been given none of the kind.
     """
     try:
+        call, number, slope = question
         graph = graphs[call]
         tensor = graph.tensors[number]
         if number in graph.above and slope.shape == tensor.shape and slope.dtype == tensor.dtype:
