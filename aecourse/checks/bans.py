@@ -3,7 +3,8 @@
 In the sandbox the library itself is not there, and what refuses are functions of torch. A function that
 somebody makes of the same code refuses, too, and so does a second copy of the module among those that are
 loaded. Who goes further, and runs the source of torch's function as their own, could as well have copied the
-formula from there, or from a book: no ban can tell that from writing it.
+formula from there, or from a book: no ban can tell that from writing it. Nor is there a ban in the process of
+a student's code that cannot be taken apart there by whoever studies how it is made.
 """
 
 import contextlib

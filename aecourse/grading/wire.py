@@ -9,6 +9,7 @@ import math
 import socket
 import struct
 import time
+from collections.abc import Iterable
 
 import torch
 
@@ -149,6 +150,8 @@ def send(channel: socket.socket, value, placed: bool = False) -> None:
     size = sum(_padded(tensor.numel() * tensor.itemsize) for tensor in blocks)
     if len(header) > LONGEST or len(tensors) > MOST or size > LARGEST:
         raise WireError("too much data")
+    if _sizes(tensor.shape for tensor in tensors) > SIZES:
+        raise WireError("too much data")
     channel.sendall(b"".join([LENGTHS.pack(len(header), size), header, *map(_bytes, blocks)]))
 
 
@@ -193,7 +196,7 @@ def receive(channel: socket.socket, until: float | None = None, trusted: bool = 
     try:
         header = json.loads(content[:length])
         kinds = [(DTYPES[name], _shape(shape), *marks) for name, shape, *marks in header["tensors"]]
-        if len(kinds) > MOST or sum(math.prod(max(n, 1) for n in shape) for _, shape, *_ in kinds) > SIZES:
+        if len(kinds) > MOST or _sizes(shape for _, shape, *_ in kinds) > SIZES:
             raise WireError("too much data")
         tensors, memories, place = [], [], length
         for dtype, shape, required, leaf, *where in kinds:
@@ -213,6 +216,12 @@ def receive(channel: socket.socket, until: float | None = None, trusted: bool = 
         return restore(header["value"], tensors)
     except BROKEN as error:
         raise error if isinstance(error, WireError) else WireError(NONE) from None
+
+
+def _sizes(shapes: Iterable) -> int:
+    """How many numbers there would be if no dimension were of size 0: what is made of such a tensor, as a
+    product with a matrix, may have no such dimension."""
+    return sum(math.prod(max(n, 1) for n in shape) for shape in shapes)
 
 
 def _shape(shape) -> list[int]:
