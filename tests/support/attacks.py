@@ -1194,7 +1194,7 @@ function("a-size-without-numbers", "return torch.empty(2**30, 0)", "too much dat
 
 # ---- a ready-made answer by another way
 
-READY_MADE = f"""\
+READY_MADE = """\
 import sys, types
 import torch
 from torch.distributions import MultivariateNormal, kl
@@ -1203,7 +1203,7 @@ def answer(mean, cov, kl):
     prior = MultivariateNormal(torch.zeros_like(mean), torch.eye(mean.shape[1], dtype=mean.dtype))
     return kl._kl_multivariatenormal_multivariatenormal(MultivariateNormal(mean, cov), prior)
 
-functions = {{name: f for name, f in vars(kl).items() if isinstance(f, types.FunctionType)}}
+functions = {name: f for name, f in vars(kl).items() if isinstance(f, types.FunctionType)}
 """
 COPIED = """
 own = types.SimpleNamespace()
