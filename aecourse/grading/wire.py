@@ -74,7 +74,8 @@ def describe(value, tensors: list):
     if kind is dict and all(type(key) is str for key in value):
         return {"dict": {key: describe(item, tensors) for key, item in value.items()}}
     if kind.__name__ in PARTS and isinstance(value, parts.Part):
-        return {"part": kind.__name__, "of": [describe(tensor, tensors) for tensor in value.tensors]}
+        inside = [describe(tensor, tensors) for tensor in value.tensors]
+        return {"part": kind.__name__, "of": inside, "training": bool(value.training)}
     raise WireError(f"a {kind.__name__}")
 
 
@@ -103,7 +104,8 @@ def restore(description, tensors: Iterator[torch.Tensor]):
     if kind == "dict":
         return {_text(key): restore(item, tensors) for key, item in content.items()}
     if kind == "part":
-        return PARTS[content](*[restore(item, tensors) for item in description["of"]])
+        part = PARTS[content](*[restore(item, tensors) for item in description["of"]])
+        return part.train(description["training"] is True)
     raise WireError(NONE)
 
 
