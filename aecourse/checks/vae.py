@@ -23,6 +23,8 @@ from aecourse.checks.core import (
     Seed,
     Task,
     Wrong,
+    at_least,
+    at_most,
     f32,
     f64,
     finite,
@@ -44,6 +46,7 @@ READY_MADE = ("torch.distributions.kl",)
 
 
 SO_ONE_GETS = "That is what one gets when"
+MODES = {"training mode": True, "evaluation mode": False}
 
 
 def needs(condition, words: str, **others) -> None:
@@ -80,8 +83,57 @@ def _nll(x, logits):
     return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
 
 
-MEANS = torch.tensor([2.0, -1.5, 0.5, 3.0], dtype=f64)
-LOG_VARIANCES = torch.tensor([-3.0, -0.7, 0.9, 1.6], dtype=f64)
+def posterior(draw: Draw) -> tuple[Tensor, Tensor]:
+    """The mean and the log-variance of four latents, each (4,), far enough apart to tell slips by them."""
+    mean, logvar = torch.tensor([[2.0, -1.5, 0.5, 3.0], [-3.0, -0.7, 0.9, 1.6]], dtype=f64)
+    return mean + draw(4, low=-0.2, high=0.2), logvar + draw(4, low=-0.1, high=0.1)
+
+
+def limited(got, want) -> bool:
+    """Whether results are the right ones as far as to some lower and upper limit, and those beyond it."""
+    if isinstance(want, tuple):
+        parts = [(g, w) for g, w in zip(got, want) if not same(g, w, 1e-4, 1e-4)]
+        return bool(parts) and all(limited(g, w) for g, w in parts)
+    got = got.detach().to(f64)
+    return finite(got) and same(got, want.clamp(got.min(), got.max()), 1e-4, 1e-4)
+
+
+def far_apart(numbers: Tensor) -> bool:
+    """Whether hardly any two of these, up to 10,000, have the same size: none is used again, nor its mirror
+    image. Looked at to six digits, which is what float32 leaves of them."""
+    sizes = (numbers.detach().to(f64).abs() * 1e6).round().flatten()
+    return at_least(len(sizes.unique()) / len(sizes), 0.98)
+
+
+def tails(noise: Tensor) -> float:
+    """The largest of the z-scores of how many of these numbers, of many thousands, lie how far from 0, for
+    standard normal ones."""
+    noise = noise.detach().to(f64).flatten()
+    scores = []
+    for reach in (0.25, 1.0, 2.0, 2.5, 3.0, 3.5):
+        share = math.erfc(reach / math.sqrt(2))
+        expected = share * len(noise)
+        if expected < 36:  # so that none at all is six standard deviations
+            break
+        found = float((noise.abs() > reach).sum())
+        scores.append(abs(found - expected) / math.sqrt(expected * (1 - share)))
+    return max(scores) if finite(noise) else math.inf
+
+
+STEPS = 1e-5, 1e-6, 1e-7
+
+
+def is_slope(value, at: Tensor, slope: Tensor | None, draw: Draw) -> bool:
+    """Whether a slope is that of ``value(at)``, one number, along a random direction, by finite differences;
+    with a smaller step where a ReLU has its kink in the way."""
+    along = draw(*at.shape)
+    got = 0.0 if slope is None else float((slope * along).sum())
+    for step in STEPS:
+        ahead, behind = (float(value(at + sign * step * along)) for sign in (1, -1))
+        if at_most(abs((ahead - behind) / (2 * step) - got), 1e-5 * (1 + abs(got))):
+            return True
+    return False
+
 
 # ---- Encoder and Decoder: Class(inputs, hidden, outputs), a hidden layer with a ReLU, linear heads
 
@@ -164,7 +216,10 @@ NETWORK_CASES = [
     ("4 rows, sizes 6, 5, 3", (6, 5, 3), 4, 1.0),
     ("a batch of one, sizes 7, 9, 2", (7, 9, 2), 1, 1.0),
     ("sizes 5, 4, 1", (5, 4, 1), 3, 1.0),
+    ("130 rows", (4, 6, 2), 130, 1.0),
     ("5 rows, large weights", (6, 8, 3), 5, 5.0),
+    ("5 rows, small weights", (6, 8, 3), 5, 1e-3),
+    ("5 rows, huge weights", (6, 8, 3), 5, 1e3),
 ]
 
 
@@ -208,23 +263,54 @@ def network_values(task: Task, student: Student, draw: Draw) -> None:
     needs(same(first, second, 0, 0), "two calls differ. Nothing is drawn here: no dropout.")
     for (label, sizes, state, x), dtype in product(cases, (f64, f32)):
         where, x = label, x.to(dtype)
-        module, before = loaded(student, sizes, state, dtype), x.clone()
-        got, want = forward(module, x, label), network(state, x.to(f64))
-        needs(torch.equal(x, before), "the input is changed in place. Leave it as it is.", case=where)
+        module, given = loaded(student, sizes, state, dtype), x.clone()
+        want = network(state, x.to(f64))
+        got = forward(module, given, label)
+        needs(
+            torch.equal(given, x) and not given.requires_grad,
+            "the input is changed in place. Leave it as it is.",
+            case=where,
+        )
         if shape(got) != shape(want):
             raise Wrong(f"forward returns {shape(got)}, not {shape(want)}.", case=where)
-        if not same(got, want, 1e-4, 1e-4):
-            raise Wrong("wrong.", network_mistake(task, student, draw, cases), case=where)
+        if not close(got, want):
+            raise Wrong("wrong.", network_mistake(task, student, draw, cases, got, want), case=where)
+        module.training(False)
+        needs(
+            close(forward(module, given, label), want),
+            "right in training mode, and wrong in evaluation mode. The mode makes no difference here.",
+            case=where,
+        )
     if task.name == "Decoder":
         network_gradients(task, student, draw)
 
 
-def network_mistake(task: Task, student: Student, draw: Draw, cases) -> Cause:
+def close(got, want) -> bool:
+    """Whether results are right to four digits of the largest: what cancels is lost in float32."""
+    parts = want if isinstance(want, tuple) else (want,)
+    return same(got, want, 1e-4, 1e-4 * max(float(part.detach().abs().max()) for part in parts))
+
+
+def network_mistake(task: Task, student: Student, draw: Draw, cases, got, want) -> Cause:
+    """The slip that leads to all results; or what is special about the result (got) that was not right."""
+
     def slips_of() -> list[Candidates]:
         return [Candidates(network_slips(state, HEADS[task.name], x)) for _, _, state, x in cases]
 
     slips = remembered(slips_of, task, draw, "slips of the cases that were drawn before")
-    return explain([forward(loaded(student, sizes, state), x) for _, sizes, state, x in cases], slips)
+    cause = explain([forward(loaded(student, sizes, state), x) for _, sizes, state, x in cases], slips)
+    if not cause and limited(got, want):
+        wrong = [
+            NAMES[head]
+            for head, g, w in zip(HEADS[task.name], *map(as_parts, (got, want)))
+            if not close(g, w)
+        ]
+        return Cause.of(tuple(f"{name} is limited (clamped)" for name in wrong), SO_ONE_GETS)
+    return cause
+
+
+def as_parts(result) -> tuple:
+    return result if isinstance(result, tuple) else (result,)
 
 
 def network_gradients(task: Task, student: Student, draw: Draw) -> None:
@@ -233,14 +319,19 @@ def network_gradients(task: Task, student: Student, draw: Draw) -> None:
         module = loaded(student, sizes, state)
         leaves = {name: value.clone().requires_grad_() for name, value in state.items()}
         result = network(leaves, x)
-        parts = result if isinstance(result, tuple) else (result,)
+        parts = as_parts(result)
         right = dict(zip(leaves, torch.autograd.grad(weighted_sum(parts), list(leaves.values()))))
-        same_value = same(module.call("forward", x, where=label), result, 1e-3, 1e-3)
+        same_value = close(module.call("forward", x, where=label), result)
         got = module.parameter_gradients("forward", x)
+        module.training(False)
+        other = module.parameter_gradients("forward", x)
         for name, slope in reversed(right.items()):  # from the end: where the graph is cut
-            if same(got.get(name), slope, 1e-3, 1e-3):
+            here, there = (
+                slopes.get(name) is not None and close(slopes[name], slope) for slopes in (got, other)
+            )
+            if here and there:
                 continue
-            where = label
+            where = label if here == there else f"{label}, in {'evaluation' if here else 'training'} mode"
             needs(
                 same_value,
                 f"the gradient for {name} is wrong, and so are the values: repair these.",
@@ -260,7 +351,7 @@ def network_gradients(task: Task, student: Student, draw: Draw) -> None:
             if logits.requires_grad:
                 got_z = torch.autograd.grad(weighted_sum((logits,)), code, allow_unused=True)[0]
             needs(
-                same(got_z, z_slope, 1e-3, 1e-3),
+                got_z is not None and close(got_z, z_slope),
                 "the values are right, but the gradient for the code z is not: nothing "
                 "could reach the encoder. The graph is cut, by .detach(), .data or torch.no_grad().",
                 case=label,
@@ -324,29 +415,21 @@ def vae_properties(student: Student):
 
 def vae_values(task: Task, student: Student, draw: Draw) -> None:
     """forward and reconstruct, against the model's own encoder, decoder and sample_latent."""
-    for label, sizes, batch in (("4 rows", (7, 6, 3), 4), ("a batch of one", (5, 4, 2), 1)):
+    for label, sizes, batch in (
+        ("4 rows", (7, 6, 3), 4),
+        ("a batch of one", (5, 4, 2), 1),
+        ("130 rows", (5, 4, 2), 130),
+    ):
         state = vae_state(draw, *sizes)
         # Alive wherever z falls: with all units off, the logits would not depend on z.
         state["decoder.hidden.bias"] += 2.0
         vae, x = loaded(student, sizes, state, f32), draw(batch, sizes[0]).to(f32)
-        mean, logvar = own_encoding(vae, x)
-        where, decoded = label, vae.call("decoder", mean)
-        got = vae.call("reconstruct", x, where=label)
-        if not same(got, decoded.sigmoid(), 1e-4, 1e-5):
-            candidates = [
-                ((), decoded.sigmoid()),
-                ("the logits are returned, without a sigmoid", decoded),
-                ("the sigmoid is taken twice", decoded.sigmoid().sigmoid()),
-                ("the probabilities are rounded to 0 or 1", decoded.sigmoid().round()),
-                ("the log-variance is decoded, not the mean", vae.call("decoder", logvar).sigmoid()),
-            ]
-            cause = explain([got], [candidates])
-            if not cause and not same(got, vae.call("reconstruct", x), 0, 0):
-                cause = Cause(" Two calls differ: z is drawn, where its mean is to be decoded.")
-            raise Wrong("reconstruct is wrong.", cause, case=where)
-        for mode in (True, False):
-            vae.training(mode)
-            results = vae.call("forward", x, draw.seed(), where=label)
+        for mode, training in MODES.items():
+            vae.training(training)
+            where = f"{label}, {mode}"
+            mean, logvar = own_encoding(vae, x)
+            _reconstruct_is_right(vae, x, mean, logvar, where)
+            results = vae.call("forward", x, draw.seed(), where=where)
             good = isinstance(results, tuple | list) and len(results) == 3
             needs(good, f"forward returns {shape(results)}, not logits, mean and logvar.", case=where)
             logits, *rest = results
@@ -354,26 +437,41 @@ def vae_values(task: Task, student: Student, draw: Draw) -> None:
             needs(not swapped, "forward returns logvar and mean in the wrong order.", case=where)
             good = same(tuple(rest), (mean, logvar), 1e-5, 1e-6)
             needs(good, "forward does not return the mean and logvar of the encoder.", case=where)
+            decoded = vae.call("decoder", mean)
             others = (vae.call("forward", x, draw.seed())[0] for _ in range(20))
             if same(logits, decoded, 1e-5, 1e-6) and all(same(again, logits, 1e-5, 1e-6) for again in others):
-                when = "" if mode else " in evaluation mode"
-                raise Wrong(f"forward decodes the mean{when}, where a draw of q(z|x) is asked.", case=where)
-        _forward_is_composed(student, vae, x, draw, where)
+                raise Wrong(
+                    f"forward decodes the mean in {mode}, where a draw of q(z|x) is asked.", case=label
+                )
+            _forward_is_composed(student, vae, x, draw, where)
+    _nothing_is_limited(student, draw)
+
+
+def _reconstruct_is_right(vae: ModuleProxy, x: Tensor, mean: Tensor, logvar: Tensor, where: str) -> None:
+    decoded, got = vae.call("decoder", mean), vae.call("reconstruct", x, where=where)
+    if same(got, decoded.sigmoid(), 1e-4, 1e-5):
+        return
+    candidates = [
+        ((), decoded.sigmoid()),
+        ("the logits are returned, without a sigmoid", decoded),
+        ("the sigmoid is taken twice", decoded.sigmoid().sigmoid()),
+        ("the probabilities are rounded to 0 or 1", decoded.sigmoid().round()),
+        ("the log-variance is decoded, not the mean", vae.call("decoder", logvar).sigmoid()),
+    ]
+    cause = explain([got], [candidates])
+    if not cause and not same(got, vae.call("reconstruct", x), 0, 0):
+        cause = Cause(" Two calls differ: z is drawn, where its mean is to be decoded.")
+    raise Wrong("reconstruct is wrong.", cause, case=where)
 
 
 def _forward_is_composed(student: Student, vae: ModuleProxy, x: Tensor, draw: Draw, where: str) -> None:
     """forward is decoder(sample_latent(encoder)) in values and gradients, be sample_latent right or wrong."""
     seed = draw.seed()
-
-    def seeded(method, *arguments):  # whoever draws from the global state loses `noise`, not this
-        torch.manual_seed(seed.number + 1)
-        return vae.call(method, *arguments)
-
     x, own = (x.clone().requires_grad_() for _ in range(2))
     with torch.random.fork_rng(devices=[]):
         posterior = own_encoding(vae, own)
-        logits = vae.call("decoder", seeded("sample_latent", *posterior, seed))
-        results = seeded("forward", x, seed)
+        logits = vae.call("decoder", seeded(vae, "sample_latent", *posterior, seed))
+        results = seeded(vae, "forward", x, seed)
     if not same(results[0], logits, 1e-4, 1e-5):  # another order of the same draws, or another draw
         uses_generator(student, lambda generator: vae.call("forward", x.detach(), generator)[0])
         _forward_draws(vae, x[:1].detach(), draw, where)
@@ -393,6 +491,61 @@ def _forward_is_composed(student: Student, vae: ModuleProxy, x: Tensor, draw: Dr
             )
 
 
+def seeded(vae: ModuleProxy, method: str, *arguments):
+    """A call whose last argument is a `Seed`, which fixes torch's global state, too: whoever draws from there
+    loses the points of the generator, not these. The caller puts the global state back."""
+    torch.manual_seed((arguments[-1].number + 1) % 2**31)
+    return vae.call(method, *arguments)
+
+
+def _nothing_is_limited(student: Student, draw: Draw) -> None:
+    """Means, log-variances and logits far from 0 go through forward and reconstruct as they are."""
+    sizes, x = (5, 4, 1), draw(400, 5)
+    for label, changes in {
+        **{
+            f"log-variances near {level}": {
+                "encoder.logvar.bias": level,
+                **dict.fromkeys(("encoder.mean.weight", "encoder.mean.bias", "encoder.logvar.weight"), 0.0),
+                **dict.fromkeys(("decoder.hidden.bias", "decoder.logits.bias"), 0.0),
+            }
+            for level in (-300.0, -50.0, 50.0, 300.0)
+        },
+        "means near 10000": {"encoder.mean.bias": 1e4, "decoder.hidden.weight": 1e-4},
+        "logits near -12": {"decoder.logits.bias": -12.0, "decoder.logits.weight": 0.01},
+        "logits near 12": {"decoder.logits.bias": 12.0, "decoder.logits.weight": 0.01},
+    }.items():
+        state = vae_state(draw, *sizes)
+        for name, level in changes.items():
+            state[name] = state[name] * 0 + level
+        if "decoder.logits.weight" not in changes:  # both signs of z have units that are on
+            state["decoder.hidden.weight"] = draw(4, 1).abs() * torch.tensor(
+                [[1.0], [1], [-1], [-1]], dtype=f64
+            )
+            state["decoder.hidden.weight"] *= changes.get("decoder.hidden.weight", 1.0)
+        vae = loaded(student, sizes, state)
+        limits = "Is something limited (clamped), or added?"
+        for training in MODES.values():
+            vae.training(training)
+            mean, logvar = own_encoding(vae, x)
+            p, right = vae.call("reconstruct", x, where=label), vae.call("decoder", mean).sigmoid()
+            needs(
+                same(p, right, 1e-4, 1e-6),
+                f"reconstruct is right on ordinary numbers only. {limits}",
+                case=label,
+            )
+            seed = draw.seed()
+            with torch.random.fork_rng(devices=[]):
+                ours = vae.call("decoder", seeded(vae, "sample_latent", mean, logvar, seed))
+                logits, *rest = seeded(vae, "forward", x, seed)
+            good = same(tuple(rest), (mean, logvar), 1e-5, 0)
+            words = f"the mean and logvar of forward are right on ordinary numbers only. {limits}"
+            needs(good, words, case=label)
+            if not same(logits, ours, 1e-5, 0):  # another order of draws: by their size
+                sizes_of = [a.detach().abs().clamp_min(1e-200).log().mean() for a in (logits, ours)]
+                good = at_most(abs(sizes_of[0] - sizes_of[1]), 0.7)
+                needs(good, f"the logits of forward are right on ordinary numbers only. {limits}", case=label)
+
+
 def own_encoding(vae: ModuleProxy, x: Tensor) -> tuple[Tensor, Tensor]:
     encoded = vae.call("encoder", x)
     if not isinstance(encoded, tuple | list) or len(encoded) != 2:
@@ -403,8 +556,8 @@ def own_encoding(vae: ModuleProxy, x: Tensor) -> tuple[Tensor, Tensor]:
 def _forward_draws(vae: ModuleProxy, x: Tensor, draw: Draw, where: str) -> None:
     """The logits of many draws have the first two moments that the model's own sample_latent leads to."""
     many = x.expand(4000, -1)
-    logits = vae.call("forward", many, draw.seed())[0]
-    z = vae.call("sample_latent", *own_encoding(vae, many), draw.seed())
+    logits = vae.call("forward", many.clone(), draw.seed())[0]
+    z = vae.call("sample_latent", *own_encoding(vae, many.clone()), draw.seed())
     ours = vae.call("decoder", z)
     needs(shape(logits) == shape(ours), f"the logits are {shape(logits)}.", case=where)
     if (two_samples(torch.cat([ours, ours**2], 1), torch.cat([logits, logits**2], 1)).abs() < LIMIT).all():
@@ -419,82 +572,115 @@ def vae_noise(task: Task, student: Student, draw: Draw) -> None:
     """sample_latent: its distribution, its generator and its gradients."""
     vae = ModuleProxy.construct(student, 6, 5, 4)
     mean, logvar = draw(5, 4), draw(5, 4)
-    uses_generator(student, lambda generator: vae.call("sample_latent", mean, logvar, generator))
-    for mode in (True, False):
-        vae.training(mode)
-        z = vae.call("sample_latent", mean, logvar, draw.seed())
-        needs(shape(z) == shape(mean), f"sample_latent returns {shape(z)}, not {shape(mean)}.")
-        when = "" if mode else " in evaluation mode"
-        needs(not same(z, mean, 1e-6, 1e-6), f"sample_latent returns the mean{when}: nothing is drawn.")
-    vae.training(True)
-    _noise_is_right(vae, draw)
-    far = torch.tensor([-30.0, 30.0], dtype=f64).expand(200, -1)
-    z = vae.call("sample_latent", 0 * far, far, draw.seed()).to(f64)
-    spread = (z / (far / 2).exp()).std(0)
-    needs(
-        ((spread > 0.5) & (spread < 2)).all(),
-        "sample_latent is right for moderate logvar, and its spread is wrong for logvar = -30 or 30. "
-        "Is logvar limited (clamped), or is something added to the standard deviation?",
+    uses_generator(
+        student, lambda generator: vae.call("sample_latent", mean.clone(), logvar.clone(), generator)
     )
+    seed, drawn = draw.seed(), {}
+    for mode, training in MODES.items():
+        vae.training(training)
+        z = drawn[mode] = vae.call("sample_latent", mean.clone(), logvar.clone(), seed)
+        needs(shape(z) == shape(mean), f"sample_latent returns {shape(z)}, not {shape(mean)}.")
+        needs(not same(z, mean, 1e-6, 1e-6), f"sample_latent returns the mean in {mode}: nothing is drawn.")
+    needs(
+        same(*drawn.values(), 1e-6, 1e-6),
+        "in evaluation mode sample_latent draws something else than in training mode. It draws alike in both.",
+    )
+    vae.training(True)
+    _noise_is_fresh(vae, draw)
+    _noise_is_right(vae, draw)
+    n = 2000
+    for level in (-300.0, -30.0, 30.0, 300.0):
+        far = torch.full((n, 1), level, dtype=f64)
+        z = vae.call("sample_latent", 0 * far, far.clone(), draw.seed()).detach().to(f64)
+        spread = float((z / (far / 2).exp()).square().mean())
+        needs(
+            at_most(abs(spread - 1), LIMIT * math.sqrt(2 / n)),
+            "sample_latent is right for moderate logvar, and its spread is wrong for large ones, positive or "
+            "negative. Is logvar limited (clamped), or is something added to the standard deviation?",
+        )
     _noise_is_differentiable(vae, mean, logvar, draw)
 
 
-def _noise_is_right(vae: ModuleProxy, draw: Draw) -> None:
-    n = 4000
-    mean, logvar = MEANS.expand(n, -1), LOG_VARIANCES.expand(n, -1)
-    z = vae.call("sample_latent", mean, logvar, draw.seed(), where="4000 equal rows").detach().to(f64)
-    noise = (z - mean) / (logvar / 2).exp()
-    if (noise - noise[:1]).abs().max() < 1e-4:
-        raise Wrong(
-            "sample_latent gives all rows of a batch the same noise. Each example needs its own: draw "
-            "as many numbers as mean has."
-        )
-    if (noise - noise[:, :1]).abs().max() < 1e-4:
+def _noise_is_fresh(vae: ModuleProxy, draw: Draw) -> None:
+    """Nothing is drawn twice, nor used again with another sign, in one call or in those that follow."""
+    mean, logvar, seeds = draw(300, 4), draw(300, 4), [draw.seed() for _ in range(3)]
+    order = [seeds[i] for i in (0, 1, 0, 2, 2, 1, 1)]
+    drawn = vae.each("sample_latent", [(mean.clone(), logvar.clone(), seed) for seed in order])
+    good = all(same(z, drawn[order.index(seed)], 0, 0) for z, seed in zip(drawn, order))
+    needs(
+        good, "sample_latent remembers earlier calls: with the same seed a later call gives something else."
+    )
+    generator = torch.Generator().manual_seed(draw.seed().number)
+    drawn = [vae.call("sample_latent", mean.clone(), logvar.clone(), generator) for _ in range(8)]
+    noise = [((z - mean) / (logvar / 2).exp()).detach() for z in drawn]
+    if far_apart(torch.stack(noise)):
+        return
+    if not far_apart(noise[0][0]):
         raise Wrong("sample_latent gives all latents of an example the same noise.")
-    variances, right = (z - mean).var(0), LOG_VARIANCES.exp()
+    if not far_apart(noise[0]):
+        raise Wrong(
+            "sample_latent gives rows of a batch the same noise, or its mirror image, so that it is not "
+            "independent. Each example needs its own: draw as many numbers as mean has."
+        )
+    raise Wrong("sample_latent uses the noise of one call again in the next. Every call draws anew.")
+
+
+def _noise_is_right(vae: ModuleProxy, draw: Draw) -> None:
+    n, (means, log_variances) = 25_000, posterior(draw)
+    mean, logvar = (t.expand(n, -1).clone() for t in (means, log_variances))
+    z = vae.call("sample_latent", mean, logvar, draw.seed(), where=f"{n} equal rows").detach().to(f64)
+    noise = (z - means) / (log_variances / 2).exp()
+    needs(finite(noise), "sample_latent gives numbers that are not finite.")
+    variances, right = (z - means).var(0), log_variances.exp()
     sd = right.sqrt()
     if max(abs(z_score(column, 0.0)) for column in noise.T) > LIMIT:
         slips = [
-            ("the mean is left out", 0 * MEANS),
-            ("the mean is counted twice", 2 * MEANS),
-            ("mean and logvar change places", LOG_VARIANCES),
-            ("the noise is uniform (torch.rand), not normal (torch.randn)", MEANS + sd / 2),
-            ("the noise is uniform (torch.rand), not normal (torch.randn)", MEANS + right / 2),
+            ("the mean is left out", 0 * means),
+            ("the mean is counted twice", 2 * means),
+            ("mean and logvar change places", log_variances),
+            ("the noise is uniform (torch.rand), not normal (torch.randn)", means + sd / 2),
+            ("the noise is uniform (torch.rand), not normal (torch.randn)", means + right / 2),
         ]
         raise Wrong("the draws of sample_latent do not average to mean.", closest(z.mean(0), slips))
     if max(abs(z_score(column.square(), 1.0)) for column in noise.T) > LIMIT:
         slips = [
             ("exp(logvar), the variance, is taken as the standard deviation", right**2),
-            ("logvar is taken as the standard deviation", LOG_VARIANCES**2),
+            ("logvar is taken as the standard deviation", log_variances**2),
             ("the noise is not scaled at all", 1.0),
             ("the root of the standard deviation scales the noise", sd),
             ("the noise is divided by the standard deviation", 1 / right),
             ("the noise is uniform, not normal", right / 3),
-            ("a softplus stands where exp(logvar / 2) belongs", F.softplus(LOG_VARIANCES) ** 2),
-            ("a softplus of logvar is taken as the variance", F.softplus(LOG_VARIANCES)),
+            ("a softplus stands where exp(logvar / 2) belongs", F.softplus(log_variances) ** 2),
+            ("a softplus of logvar is taken as the variance", F.softplus(log_variances)),
         ]
         cause = closest((variances / right).log(), [(c, (v / right).log()) for c, v in slips])
+        if not cause and at_most(noise.abs().max(), 3.7):
+            cause = Cause.of(("the noise is limited (clamped)",), SO_ONE_GETS)
         raise Wrong("the spread of the draws of sample_latent is not exp(logvar / 2).", cause)
-    if max(abs(z_score(column**4, 3.0)) for column in noise.T) > 2 * LIMIT:  # a heavy tail, hence twice
-        raise Wrong("the noise of sample_latent has the right spread, but is not normal.")
-    neighbours = [noise[1:] * noise[:-1], noise[n // 2 :] * noise[: n // 2]]
+    neighbours = [noise[1:] * noise[:-1], noise[n // 2 :] * noise[: n // 2], noise * noise.flip(0)]
     pairs = [(column * neighbour)[:, None] for column, neighbour in pairwise(noise.T)]
     if max(abs(z_score(c, 0.0)) for products in neighbours + pairs for c in products.T) > LIMIT:
         raise Wrong("the noise of sample_latent is not independent for each example and latent.")
+    if not at_most(tails(noise), LIMIT):
+        limit = " Is it limited (clamped)?" if at_most(noise.abs().max(), 3.7) else ""
+        raise Wrong(f"the noise of sample_latent has the right spread, but is not normal.{limit}")
 
 
 def _noise_is_differentiable(vae: ModuleProxy, mean: Tensor, logvar: Tensor, draw: Draw) -> None:
     """For the same noise, z moves with the mean one to one and with logvar by (z - mean) / 2."""
-    leaves = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
-    z = vae.call("sample_latent", *leaves, draw.seed())
-    slopes = (None, None)
-    if z.requires_grad:
-        slopes = torch.autograd.grad(z.sum(), leaves, allow_unused=True)
-    want = torch.ones_like(mean), (z - mean).detach() / 2
-    for name, slope, right in zip(("mean", "logvar"), slopes, want):
-        cut = "the graph is cut, for example by .detach(), .data, torch.no_grad() or torch.normal(...)."
-        needs(slope is not None, f"no gradient of sample_latent reaches {name}: {cut}")
-        needs(same(slope, right, 1e-4, 1e-5), f"the gradient of sample_latent for {name} is wrong: {cut}")
+    for mode, training in MODES.items():
+        vae.training(training)
+        leaves = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
+        z = vae.call("sample_latent", *leaves, draw.seed())
+        slopes = (None, None)
+        if z.requires_grad:
+            slopes = torch.autograd.grad(z.sum(), leaves, allow_unused=True)
+        want = torch.ones_like(mean), (z - mean).detach() / 2
+        for name, slope, right in zip(("mean", "logvar"), slopes, want):
+            cut = "the graph is cut, for example by .detach(), .data, torch.no_grad() or torch.normal(...)."
+            needs(slope is not None, f"in {mode} no gradient of sample_latent reaches {name}: {cut}")
+            good = same(slope, right, 1e-4, 1e-5)
+            needs(good, f"in {mode} the gradient of sample_latent for {name} is wrong: {cut}")
 
 
 def vae_samples(task: Task, student: Student, draw: Draw) -> None:
@@ -504,12 +690,15 @@ def vae_samples(task: Task, student: Student, draw: Draw) -> None:
     uses_generator(student, lambda generator: vae.call("sample", 5, generator))
     image = vae.call("sample", 1, draw.seed(), where="n = 1")
     needs(shape(image) == shape(torch.ones(1, 6)), f"sample(1) returns {shape(image)}, not (1, dim).")
+    seed = draw.seed()
+    few = [vae.training(mode) is mode and vae.call("sample", 5, seed) for mode in MODES.values()]
+    needs(same(*few, 1e-6, 1e-6), "sample gives something else in evaluation mode than in training mode.")
     n = 40_000
-    p = vae.call("sample", n, draw.seed(), where=f"n = {n}")
+    p = vae.call("sample", n, draw.seed(), where=f"n = {n}").detach()
     needs(shape(p) == shape(torch.ones(n, 6)), f"sample({n}) returns {shape(p)}, not ({n}, dim).")
-    needs((p - p[:1]).abs().max() > 1e-5, "all images of sample are the same: draw one z for each.")
+    needs(at_least((p - p[:1]).abs().max(), 1e-5), "all images of sample are the same: draw one z for each.")
     z = draw(5 * n, 3).to(f32)
-    logits = vae.call("decoder", z)
+    logits = vae.call("decoder", z.clone())
 
     def moments(q):
         return torch.cat([q, q**2], 1).to(f64)
@@ -519,7 +708,7 @@ def vae_samples(task: Task, student: Student, draw: Draw) -> None:
         right = logits.to(f64).clamp(-16, 16)
         return two_samples(*(torch.cat([a, (a - right.mean(0)) ** 2], 1) for a in (right, inner)))
 
-    if not ((p >= 0) & (p <= 1)).all() or (scores(p).abs() > LIMIT).any():
+    if not ((p >= 0) & (p <= 1)).all() or not (scores(p).abs() <= LIMIT).all():
         uniform = draw(5 * n, 3, low=0, high=1).to(f32)
         slips = [
             ("the logits are returned, without a sigmoid", logits),
@@ -535,10 +724,32 @@ def vae_samples(task: Task, student: Student, draw: Draw) -> None:
         else:
             names = [pair for pair in names if torch.allclose(pair[1], moments(p).mean(0), 0.05, 0.02)]
         raise Wrong("sample is not the model's.", closest(moments(p).mean(0), names))
-    centred = (p - p.mean(0)).detach().to(f64)
-    pairs = [centred[1:] * centred[:-1], centred[n // 2 :] * centred[: n // 2]]
+    centred = (p - p.mean(0)).to(f64)
+    pairs = [centred[1:] * centred[:-1], centred[n // 2 :] * centred[: n // 2], centred * centred.flip(0)]
     if max(abs(z_score(c, 0.0)) for products in pairs for c in products.T) > LIMIT:
         raise Wrong("the images of one call of sample are not independent.")
+    _prior_is_sampled(student, draw)
+
+
+def _prior_is_sampled(student: Student, draw: Draw) -> None:
+    """With a decoder whose logits are z itself the draws are read off: normal, far from 0 too, and fresh."""
+    state = vae_state(draw, 3, 6, 3)
+    halves = torch.cat([torch.eye(3, dtype=f64), -torch.eye(3, dtype=f64)])
+    state |= {"decoder.hidden.weight": halves, "decoder.logits.weight": halves.mT.clone()}
+    state |= {f"decoder.{name}.bias": 0 * state[f"decoder.{name}.bias"] for name in ("hidden", "logits")}
+    vae = loaded(student, (3, 6, 3), state, f32)
+    z = draw(20, 3).to(f32)
+    if not same(vae.call("decoder", z.clone()), z, 1e-4, 1e-5):
+        return  # a decoder that is wrong, as another task says
+    generator = torch.Generator().manual_seed(draw.seed().number)
+    parts = [vae.call("sample", n, generator).detach().to(f64).logit() for n in (1000, 1000, 1000, 40_000)]
+    if not far_apart(torch.cat(parts[:3])):
+        one = "one image again" if not far_apart(parts[0]) else "one call again in the next"
+        raise Wrong(f"sample uses the noise of {one}, or its mirror image. Every image has its own z.")
+    if not at_most(tails(parts[-1]), LIMIT):
+        raise Wrong(
+            "the z of sample are not standard normal, seen far from 0. Is something limited (clamped)?"
+        )
 
 
 VAE = Task(
@@ -581,8 +792,28 @@ def kl_weight_slips(step, warmup):
 
 
 def kl_weight_cases(draw: Draw):
-    pairs = [(3, 10), (7, 10), (10, 10), (11, 10), (25, 10), (0, 10), (0, 0), (5, 0), (1, 3), (1, 1), (0, 1)]
-    return [Case(f"step {s}, warmup {w}", (s, w)) for s, w in [*pairs, (333, 1000), (999, 1000)]]
+    def number(low: int, high: int) -> int:
+        return int(draw(1, low=low, high=high))
+
+    w, many = number(10, 20), number(500, 2000)
+    after = w + number(2, 9)
+    return [
+        Case("on the way", (number(3, w // 2), w)),
+        Case("beyond the middle", (number(w // 2 + 2, w), w)),
+        Case("at the end of the warm-up", (w, w)),
+        Case("one step after the warm-up", (w + 1, w)),
+        Case("after the warm-up", (after, w)),
+        Case("long after the warm-up", (after * w * 1000 + 3, w)),
+        Case("the first step", (0, w)),
+        Case("no warm-up, the first step", (0, 0)),
+        Case("no warm-up, a later step", (number(2, 9), 0)),
+        Case("a short warm-up", (1, number(3, 6))),
+        Case("a warm-up of one step, the first step", (0, 1)),
+        Case("a warm-up of one step, the second step", (1, 1)),
+        Case("a long warm-up", (number(3, many // 2), many)),
+        Case("one step before the end of a long warm-up", (many - 1, many)),
+        Case("a warm-up of millions of steps", (many * 1000 + number(1, 900), many * 3000)),
+    ]
 
 
 def kl_weight_properties(student: Student):
@@ -604,9 +835,17 @@ def kl_weight_values(task: Task, student: Student, draw: Draw) -> None:
         needs(number, f"{shape(got)} is returned, not a number.", case=case.label)
         if not same(float(got), kl_weight(*case.arguments), 1e-5, 1e-6):
             raise Wrong("wrong.", diagnose(task, student, draw), case=case.label)
-    for step, warmup, exact in ((0, 7, 0), (7, 7, 1), (8, 7, 1), (10**6, 7, 1), (0, 0, 1), (3, 0, 1)):
-        got = float(student(step, warmup))
-        needs(got == exact, f"step {step}, warmup {warmup}: close, but not exactly 0 or 1.")
+    w = int(draw(1, low=5, high=3000))
+    edges = {
+        "the first step": (0, w, 0),
+        "the end of the warm-up": (w, w, 1),
+        "one step after the warm-up": (w + 1, w, 1),
+        "long after the warm-up": (w * 10**6, w, 1),
+        "no warm-up, the first step": (0, 0, 1),
+        "no warm-up, a later step": (w, 0, 1),
+    }
+    for label, (step, warmup, exact) in edges.items():
+        needs(float(student(step, warmup)) == exact, "close, but not exactly 0 or 1.", case=label)
 
 
 KL_WEIGHT = Task(
@@ -678,23 +917,24 @@ DECODER_IGNORES = "a decoder that ignores z"
 
 
 def affine_vae(draw: Draw, dim: int, k: int, kind: str) -> AffineVAE:
-    """A model for negative_elbo: "blind" has a decoder that ignores z, "sure" an encoder without noise."""
-    sure, blind, bold = kind == "sure", kind in ("blind", "bold"), kind == "bold"
-    spread = 0.1 if sure else 0.8
+    """A model for negative_elbo: "blind" has a decoder that ignores z, "sure" an encoder without noise. Of the
+    blind ones "bold" has large logits, "far" a q far from the prior, and of "near" it is the prior."""
+    sure, blind, bold, far, near = (kind == name for name in ("sure", "blind", "bold", "far", "near"))
+    spread, size = 0.1 if sure else 0.8, 1000.0 if far else 0.0 if near else 1.0
     return AffineVAE(
-        draw(k, dim) / dim**0.5,
-        0.7 * draw(k),
-        spread * draw(k, dim) / dim**0.5,
-        0.4 * draw(k) - (80.0 if sure else 0.6),
-        torch.zeros(dim, k, dtype=f64) if blind else 1.2 * draw(dim, k),
+        size * draw(k, dim) / dim**0.5,
+        0.7 * size * draw(k),
+        spread * (0.0 if near else 1.0) * draw(k, dim) / dim**0.5,
+        torch.zeros(k, dtype=f64) if near else 0.4 * draw(k) - (80.0 if sure else -20.0 if far else 0.6),
+        torch.zeros(dim, k, dtype=f64) if blind or bold or far or near else 1.2 * draw(dim, k),
         draw(dim).sign() * 40.0 if bold else draw(dim),
     )
 
 
 def negative_elbo_cases(draw: Draw):
-    def case(label, batch, dim, k, kind, beta, grey=True):
+    def case(label, batch, dim, k, kind, beta, grey=True, training=True):
         x = draw(batch, dim, low=0, high=1)
-        model = affine_vae(draw, dim, k, kind)
+        model = affine_vae(draw, dim, k, kind).train(training)
         return Case(label, (model, x if grey else x.round(), beta, draw.seed()))
 
     return [
@@ -707,7 +947,18 @@ def negative_elbo_cases(draw: Draw):
         case("large logits", 4, 6, 2, "bold", 1.0),
         case("one latent, black and white pixels", 6, 5, 1, "blind", 2, grey=False),
         case("one latent, no noise", 4, 5, 1, "sure", 1, grey=False),
+        case("3000 pixels, large logits", 2, 3000, 2, "bold", 1.0),
+        case("130 examples", 130, 5, 2, "blind", 1.0),
+        case("q far from the prior", 3, 5, 2, "far", 1.0),
+        case("q is the prior", 3, 5, 2, "near", 1.0),
+        case("evaluation mode, a decoder that ignores z", 4, 6, 3, "blind", 1.5, training=False),
+        case("evaluation mode, an encoder without noise", 4, 6, 3, "sure", 0.5, training=False),
     ]
+
+
+def negative_elbo_probes(draw: Draw):
+    """Ordinary ones: on the others many slips are the same."""
+    return negative_elbo_cases(draw)[:9]
 
 
 def negative_elbo_properties(student: Student):
@@ -733,11 +984,16 @@ PARAMETERS = ["the encoder's mean"] * 2 + ["the encoder's log-variance"] * 2 + [
 
 def negative_elbo_gradients(task: Task, student: Student, draw: Draw) -> None:
     """For one seed the loss is a function of the model's parameters: autograd against differences."""
-    for batch, dim, k, beta in ((4, 6, 3, 1.0), (3, 5, 1, 0.5), (1, 4, 2, 3.0)):
+    for batch, dim, k, beta, mode in (
+        (4, 6, 3, 1.0, "training mode"),
+        (4, 6, 2, 1.0, "evaluation mode"),
+        (3, 5, 1, 0.5, "training mode"),
+        (1, 4, 2, 3.0, "evaluation mode"),
+    ):
         x, seed = draw(batch, dim, low=0, high=1), draw.seed()
         leaves = [tensor.clone().requires_grad_() for tensor in affine_vae(draw, dim, k, "").tensors]
-        where = f"beta {beta:g}, {batch} rows"
-        value = _seeded_loss(student, leaves, x, beta, seed, where)
+        where = f"beta {beta:g}, {batch} rows, {mode}"
+        value = _seeded_loss(student, leaves, x, beta, seed, where, MODES[mode])
         good = isinstance(value, Tensor) and value.dim() == 0
         needs(good, f"{shape(value)} is returned, not one number.", case=where)
         cut = "the graph is cut, for example by .detach(), .data, .item() or torch.no_grad()"
@@ -747,7 +1003,7 @@ def negative_elbo_gradients(task: Task, student: Student, draw: Draw) -> None:
         slopes = torch.autograd.grad(value, leaves, allow_unused=True)
         for i, of_kl in enumerate(_kl_slopes(leaves, x, beta)):
             along = draw(*leaves[i].shape)  # a direction, in which both are compared
-            right = _difference(student, leaves, i, along, (x, beta, seed, where))
+            right = _difference(student, leaves, i, along, (x, beta, seed, where, MODES[mode]))
             got, of_kl = (0.0 if s is None else float((s * along).sum()) for s in (slopes[i], of_kl))
             if _near(got, right):
                 continue
@@ -763,15 +1019,16 @@ def negative_elbo_gradients(task: Task, student: Student, draw: Draw) -> None:
 
 
 def _near(slope: float, expected: float) -> bool:
-    return abs(slope - expected) < 1e-5 * (1 + abs(expected))
+    return at_most(abs(slope - expected), 1e-5 * (1 + abs(expected)))
 
 
-def _seeded_loss(student: Student, tensors, x, beta, seed: Seed, where: str):
+def _seeded_loss(student: Student, tensors, x, beta, seed: Seed, where: str, training: bool = True):
     # Whoever draws from the global state loses other points than these.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed.number)
+        torch.manual_seed(seed.number % 2**31)
         generator = torch.Generator().manual_seed(seed.number)
-        return student(AffineVAE(*tensors), x.clone(), beta, generator, where=where)
+        model = AffineVAE(*tensors).train(training)
+        return student(model, x.clone(), beta, generator, where=where)
 
 
 def _difference(student: Student, leaves, i: int, along: Tensor, rest: tuple, step: float = 1e-5) -> float:
@@ -813,13 +1070,17 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
     def call(generator):
         return student(model, few, 1.0, generator)
 
-    first, second = call(torch.Generator().manual_seed(1)), call(torch.Generator().manual_seed(2))
-    if same(first, second, 1e-9, 1e-9):
-        raise Wrong(
-            "two seeds give the same number. Nothing is drawn; is the mean of q(z|x) decoded? "
-            "That is no bound: decode a draw."
-        )
-    uses_generator(student, call)
+    for mode, training in MODES.items():
+        model.train(training)
+        first, second = call(torch.Generator().manual_seed(1)), call(torch.Generator().manual_seed(2))
+        if same(first, second, 1e-9, 1e-9):
+            raise Wrong(
+                f"in {mode} two seeds give the same number. Nothing is drawn; is the mean of q(z|x) decoded? "
+                "That is no bound: decode a draw."
+            )
+        uses_generator(student, call)
+    _modes_agree(student, model, few, draw)
+    model.train()
     x = few.repeat(rows // 5, 1)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(calls)]
     losses = student.each([((model, x, 1.0, generator), {}, "") for generator in generators])
@@ -827,10 +1088,10 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
     needs(results.dim() == 1, "the result is not one number.")
     # What the student takes for the KL, right or wrong, is seen with a decoder that ignores z.
     blind = AffineVAE(*model.tensors[:4], torch.zeros_like(model.tensors[4]), model.tensors[5])
-    seeded = (torch.Generator().manual_seed(number) for number in (1, 2))
-    kl, again = (float(torch.as_tensor(student(blind, x, 1.0, each)).detach()) for each in seeded)
+    generators = (torch.Generator().manual_seed(number) for number in (1, 2))
+    kl, again = (float(torch.as_tensor(student(blind, x, 1.0, each)).detach()) for each in generators)
     needs(
-        abs(kl - again) < 1e-6 * (1 + abs(kl)),
+        at_most(abs(kl - again), 1e-6 * (1 + abs(kl))),
         "with a decoder that ignores z the result still depends on the draw. Is the KL "
         "estimated from z, or are the pixels drawn? Take the closed form, and x as it is.",
     )
@@ -841,7 +1102,7 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
 
     mean, variance_of_one = remembered(right_moments, task, draw, "moments of the reconstruction")
     right = kl + mean
-    if abs(z_score(results, right)) > LIMIT:
+    if not at_most(abs(z_score(results, right)), LIMIT):
         names = {
             "exp(logvar), the variance, is taken as the standard deviation": lambda s: (2 * s).exp(),
             "the noise is not scaled by the standard deviation": torch.ones_like,
@@ -854,14 +1115,70 @@ def negative_elbo_noise(task: Task, student: Student, draw: Draw) -> None:
         raise Wrong("its reconstruction, averaged over many draws, is wrong.", cause)
     ratio = float(results.var()) * rows / variance_of_one
     needs(
-        ratio < 1 + 5.5 * math.sqrt(2 / calls),
+        at_most(ratio, 1 + 5.5 * math.sqrt(2 / calls)),
         "the average over many draws is right, but one result scatters too much: each example "
         "of a batch needs its own noise.",
     )
     needs(
-        ratio > 1 - 5.5 * math.sqrt(2 / calls),
+        at_least(ratio, 1 - 5.5 * math.sqrt(2 / calls)),
         "a result scatters less than with one draw of z per example. Draw one, not several.",
     )
+    _noise_is_read_off(student, draw)
+
+
+def _modes_agree(student: Student, model: AffineVAE, x: Tensor, draw: Draw) -> None:
+    """The mode makes no difference, nor do the calls before."""
+    seeds, results = [draw.seed().number for _ in range(3)], {}
+    for number, training, beta in product((0, 1, 0, 2, 2, 1), MODES.values(), (1.0, 0.3)):
+        generator = torch.Generator().manual_seed(seeds[number])
+        loss = student(model.train(training), x, beta, generator)
+        first, mode = results.setdefault((number, beta), (loss, training))
+        if same(loss, first, 1e-9, 1e-9):
+            continue
+        words = "with the same seed a later call gives another number: something is kept from call to call."
+        if training != mode:
+            words = "in evaluation mode the result is another than in training mode. It is the same in both."
+        raise Wrong(words)
+
+
+def _noise_is_read_off(student: Student, draw: Draw) -> None:
+    """The noise of every example. Each has a pixel of its own, and with it a column of the encoder's weights;
+    its slopes for mean and log-variance, without those of the KL, differ by the factor std * noise / 2."""
+    rows, beta = 60, 1e-3
+    levels = torch.tensor([-60.0, 0.0, 22.0], dtype=f64)
+    x, k, offset = torch.eye(rows, dtype=f64), len(levels), draw(rows)
+    logvar = 0.1 * draw(k, rows)
+    std = ((logvar.mT + levels) / 2).exp()
+    mean = draw(k, rows) * std.mT
+
+    def slopes(decoder: Tensor, generator, training: bool) -> tuple:
+        leaves = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
+        parts = leaves[0], 0 * levels, leaves[1], levels.clone(), decoder.clone(), offset.clone()
+        loss = student(AffineVAE(*parts).train(training), x.clone(), beta, generator)
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            return 0 * mean.mT, 0 * mean.mT
+        given = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
+        return tuple(0 * mean.mT if slope is None else slope.mT for slope in given)
+
+    generator, noise = torch.Generator().manual_seed(draw.seed().number), []
+    of_kl = slopes(torch.zeros(rows, k, dtype=f64), generator, True)
+    for call in range(50):
+        decoder = draw(rows, k) * (-levels / 2).exp()
+        for_mean, for_logvar = (a - b for a, b in zip(slopes(decoder, generator, call % 2 == 0), of_kl))
+        if not at_least(min(float(slope[:, 1].abs().max()) for slope in (for_mean, for_logvar)), 1e-9):
+            return  # the graph is cut, as another test says
+        noise.append(2 * for_logvar / for_mean / std)
+    noise = torch.stack(noise)  # (calls, examples, latents)
+    needs(finite(noise), "the gradients for the encoder are not those of one draw of z per example.")
+    if not far_apart(noise):
+        who = "examples of a batch share" if not far_apart(noise[0]) else "calls one after the other share"
+        raise Wrong(f"{who} their noise, or have it mirrored. Every draw is a new one.")
+    for latent in noise.unbind(-1):
+        needs(
+            at_most(tails(latent), LIMIT),
+            "the noise is not standard normal, of every size and for log-variances of every size. Is noise or "
+            "logvar limited (clamped)?",
+        )
 
 
 def _variance_of_one(model: AffineVAE, few: Tensor, draw: Draw) -> float:
@@ -879,6 +1196,7 @@ NEGATIVE_ELBO = Task(
     slips=negative_elbo_slips,
     properties=negative_elbo_properties,
     cases=negative_elbo_cases,
+    probes=negative_elbo_probes,
     forbidden=READY_MADE,
     tests={
         "values": values,
@@ -945,8 +1263,22 @@ def equal_states(left: dict, right: dict) -> bool:
     return all(torch.allclose(left[name], right[name], rtol=1e-5, atol=1e-7) for name in left)
 
 
+def framed(images: Tensor) -> Tensor:
+    """The images with their first row white and their last one black."""
+    images = images.clone()
+    images[:, 0], images[:, -1] = 1.0, 0.0
+    return images
+
+
+def learns(start: dict, end: dict, white, black) -> bool:
+    """Whether the logits of pixels that are always white go one way, and those of black ones the other: so they
+    do at every step along a gradient, of whichever sign, and noise does not do so."""
+    moves = end["decoder.logits.bias"] - start["decoder.logits.bias"]
+    return any(bool((sign * moves[white] > 0).all() and (sign * moves[black] < 0).all()) for sign in (1, -1))
+
+
 def train_properties(student: Student):
-    images = spots(60, torch.Generator().manual_seed(0))
+    images = framed(spots(60, torch.Generator().manual_seed(0)))
     before = images.clone()
     vae, end = trained(student, images, 2, 1, 0, where="60 images, 1 epoch")
     yield "a VAE with the right sizes", ""
@@ -957,11 +1289,14 @@ def train_properties(student: Student):
     yield "the same for the same seed", "" if same_again else "two runs with the same seed differ"
     start = trained(student, images, 2, 0, 0, where="0 epochs")[1]
     yield "changed by one epoch", "one epoch changes nothing" if equal_states(start, end) else ""
+    good = learns(start, end, slice(0, 8), slice(56, 64))
+    why = "pixels that are white in all images, or black in all, do not become so: no gradient is followed"
+    yield "changed along the gradient", "" if good else why
 
 
 def train_seed(task: Task, student: Student, draw: Draw) -> None:
     """The seed decides everything, and the global random state is as it was."""
-    images = spots(60, draw.generator)
+    images = framed(spots(60, draw.generator))
     before, seed = images.clone(), 1000 + draw.seed().number % 1000
     runs = []
     with torch.random.fork_rng(devices=[]):
@@ -970,7 +1305,9 @@ def train_seed(task: Task, student: Student, draw: Draw) -> None:
             state = torch.random.get_rng_state()
             runs.append(trained(student, images, 2, 2, number)[1])
             untouched = torch.equal(state, torch.random.get_rng_state())
-            needs(torch.equal(images, before), "the images are changed in place.")
+            needs(
+                torch.equal(images, before) and not images.requires_grad, "the images are changed in place."
+            )
     needs(
         not equal_states(runs[0], runs[2]),
         "two seeds give the same parameters: the seed is ignored, or another one is fixed inside.",
@@ -990,41 +1327,160 @@ def train_seed(task: Task, student: Student, draw: Draw) -> None:
         "torch's global random state is another one afterwards. Whoever calls it should not "
         "notice: put back the state that was there.",
     )
+    for start, end in zip(starts, runs[::2]):
+        needs(
+            learns(start, end, slice(0, 8), slice(56, 64)),
+            "pixels that are white in all images, or black in all, do not become so. What changes the "
+            "parameters is no gradient of the loss.",
+        )
+    _order_of_the_seed(student, draw, seed)
+    _noise_of_the_seed(student, seed)
+
+
+def _order_of_the_seed(student: Student, draw: Draw, seed: int) -> None:
+    """Weights of a pixel that few images have move from the step on that these images are in. With Adam by
+    amounts that say which step that was."""
+    pixels, runs = 44, 4
+    images = torch.zeros(3 * pixels, 64)  # 10 pixels white in all, 10 black in all
+    images[:, :10] = 1.0
+    images[:, 20:] = torch.eye(pixels)[torch.randperm(3 * pixels, generator=draw.generator) % pixels]
+    images, patterns = images.reshape(-1, 8, 8), []
+    for number in range(seed, seed + runs):
+        start, end = (trained(student, images, 2, epochs, number)[1] for epochs in (0, 1))
+        moves = _moves_of_pixels(start, end, slice(10, 20))
+        if moves is None:
+            return
+        patterns.append(moves[20:])
+    patterns = torch.stack(patterns)
+    if not at_least(float(patterns.std(1).min() / patterns.mean()), 1e-3):
+        return  # a single batch, or an optimiser that does not tell
+    correlation = (torch.corrcoef(patterns).sum() - runs) / (runs * (runs - 1))
+    needs(
+        at_most(correlation, 0.6),
+        "the images come in the same order whatever the seed is. Every epoch has a new random order, by the seed.",
+    )
+
+
+def _moves_of_pixels(start: dict, end: dict, black: slice) -> Tensor | None:
+    """How far training has moved the encoder's weights of each pixel, (dim,), without what moves those of
+    `black` pixels, which no image has: a decay of the weights. None where it does more than scale these."""
+    before, after = (state["encoder.hidden.weight"].to(f64) for state in (start, end))
+    decay = float((before[:, black] * after[:, black]).sum() / before[:, black].square().sum())
+    rest = (after - decay * before).abs().amax(0)
+    return rest * (rest > 3e-7 * before.abs().max()) if at_most(rest[black].max(), 1e-7) else None
+
+
+def _noise_of_the_seed(student: Student, seed: int) -> None:
+    """After the first step on a single image, the slopes of the decoder's weights, code times slope of the bias,
+    show the signs of the code."""
+    k, signs = 200, []
+    image = torch.linspace(0, 1, 64).reshape(1, 8, 8)
+    for number in (seed, seed + 1):
+        start, end = (trained(student, image, k, epochs, number)[1] for epochs in (0, 1))
+        weight, bias = (
+            end[f"decoder.hidden.{part}"] - start[f"decoder.hidden.{part}"] for part in ("weight", "bias")
+        )
+        signs.append((weight.sign() * bias.sign()[:, None]).sum(0).sign())
+    needs(
+        at_most((signs[0] == signs[1]).double().mean(), 0.75),
+        "the noise is the same whatever the seed is. It comes from a generator with the seed.",
+    )
 
 
 def train_updates(task: Task, student: Student, draw: Draw) -> None:
-    """Every parameter moves, and every image has a say in every epoch, whatever the batch size."""
-    for count, size in ((70, (8, 8)), (7, (4, 6))):
-        images = draw(count, *size, low=0, high=1).to(f32)
-        start = trained(student, images, 3, 0, 5, where="no epochs")[1]
-        end = trained(student, images, 3, 2, 5, where=f"{count} images of {size[0]} x {size[1]}")[1]
+    """Every parameter moves, every image has a say in every epoch, whatever the batch size, to the last epoch."""
+    shared, own = 16, 131  # a prime: a short last batch for the usual sizes
+    images = torch.zeros(
+        own, shared + own
+    )  # 8 pixels white in all, 8 black in all, and one of its own for each
+    images[:, :8] = 1.0
+    images[:, shared:] = torch.eye(own)[torch.randperm(own, generator=draw.generator)]
+    images = images.reshape(own, 7, 21)
+    few = draw(7, 4, 6, low=0, high=1).to(f32)
+    for some, where in ((images, "131 images of 7 x 21"), (few, "7 images of 4 x 6")):
+        start = trained(student, some, 3, 0, 5, where="no epochs")[1]
+        end = trained(student, some, 3, 2, 5, where=where)[1]
         still = [name for name in start if torch.equal(start[name], end[name])]
         if len(still) == len(start):
-            small = "; with fewer images than a batch holds, is the only batch dropped" if count < 10 else ""
-            raise Wrong(f"two epochs on {count} images change no parameter{small}.")
+            small = "; with fewer images than a batch holds, is the only batch dropped" if some is few else ""
+            raise Wrong(f"two epochs on {len(some)} images change no parameter{small}.")
         needs(
             not still,
-            f"{', '.join(still)} did not move in two epochs. Are all parameters in the optimiser, "
+            f"{', '.join(still[:1])} did not move in two epochs. Are all parameters in the optimiser, "
             "and does the loss reach all of them?",
         )
-    images = draw(131, 3, 4, low=0, high=1).to(f32)  # a prime: a short last batch for the usual sizes
     untrained = [trained(student, x, 2, 0, 3, where="no epochs")[1] for x in (images, 1 - images)]
     needs(
         equal_states(*untrained),
         "with epochs=0 the parameters depend on the images: is there an epoch too many?",
     )
-    base = trained(student, images, 2, 1, 3)[1]
-    idle = []
+    start, end = untrained[0], trained(student, images, 2, 1, 3)[1]
+    needs(
+        learns(start, end, slice(0, 8), slice(8, 16)),
+        "pixels that are white in all images, or black in all, do not become so. What changes the "
+        "parameters is no gradient of the loss.",
+    )
+    moves = _moves_of_pixels(start, end, slice(8, 16))
+    idle = _without_influence(student, images, end) if moves is None else not moves[shared:].all()
+    needs(
+        not idle,
+        "some images had no influence on the first epoch. Every epoch goes "
+        "through all images, in batches, and a short last batch counts too.",
+    )
+    _every_epoch_counts(student, images)
+
+
+def _without_influence(student: Student, images: Tensor, base: dict) -> bool:
+    """Whether one of the images may be changed, and the first epoch gives the same parameters."""
     for i in range(len(images)):
         changed = images.clone()
         changed[i] = 1 - changed[i]
         state = trained(student, changed, 2, 1, 3)[1]
-        idle += [i] if all(torch.equal(base[name], state[name]) for name in base) else []
+        if all(torch.equal(base[name], state[name]) for name in base):
+            return True
+    return False
+
+
+def _every_epoch_counts(student: Student, images: Tensor) -> None:
+    """As many steps in the last epoch as in the first: the logits of white pixels go up at every step, and by
+    how much is compared with runs on three images, where a step is an epoch.
+
+    A schedule of the step size may go by steps or by epochs, and one of the two comparisons must hold."""
+    known: dict[tuple, float] = {}
+
+    def path(count: int, epochs: int) -> float:
+        if (count, epochs) not in known:
+            states = (trained(student, images[:count], 2, e, 3)[1] for e in (0, epochs))
+            start, end = (state["decoder.logits.bias"][:8].to(f64) for state in states)
+            known[count, epochs] = float((end - start).mean().abs())
+        return known[count, epochs]
+
+    everything, epochs = len(images), 5
+    further = "more epochs change the parameters no further. Every epoch takes its steps, to the last one."
+    needs(at_least(path(3, epochs), 1.3 * path(3, 1)), further)
+    low, high = 1, 2  # how many steps an epoch of all images has, by how far it goes
+    while high < everything and path(3, high) < path(everything, 1):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if path(3, middle) <= path(everything, 1) else (low, middle)
+    steps = min((low, high), key=lambda number: abs(path(3, number) - path(everything, 1)))
+    by_epochs = path(everything, epochs) / path(everything, 1) / (path(3, epochs) / path(3, 1))
+    by_steps = path(everything, epochs) / path(3, epochs * steps)
     needs(
-        not idle,
-        f"of {len(images)} images, {len(idle)} had no influence on the first epoch. Every epoch goes "
-        "through all images, in batches, and a short last batch counts too.",
+        max(by_epochs, by_steps) > 0.87,
+        "later epochs take fewer steps than the first. Every epoch goes through all images, the last one too.",
     )
+    many, batch = images.repeat(4, 1, 1), everything // steps
+
+    def stands_still(count: int, epochs: int) -> bool:
+        """Whether one epoch more, too few steps for another warm-up, changes no bit."""
+        first, second = (trained(student, many[:count], 2, number, 3)[1] for number in (epochs, epochs + 1))
+        return all(torch.equal(first[name], second[name]) for name in first)
+
+    # Of two steps an epoch, hence after 300; unless a step size that goes down from epoch to epoch is the cause.
+    if stands_still(2 * batch, 150) and (stands_still(4 * batch, 45) or not stands_still(3, 150)):
+        raise Wrong(further)
 
 
 def train_training(task: Task, student: Student, draw: Draw) -> None:
@@ -1040,7 +1496,7 @@ def train_training(task: Task, student: Student, draw: Draw) -> None:
     needs(good, words, reason=FOLLOWS)
     bound, kl = elbo_and_kl(state, new, seed=0)
     gain = bound - mean_image_elbo(images, new)
-    if gain > GAIN and kl < 5:
+    if at_least(gain, GAIN) and at_most(kl, 5.0):
         return
     if kl < 0.3:
         words = (
