@@ -1944,11 +1944,13 @@ def _healthy_fit(
 ) -> dict:
     """The parameters after these steps on the student's own loss; or with a slip in it."""
     leaves = {name: value.clone().requires_grad_() for name, value in start.items()}
-    adam = optimiser(leaves.values(), lr=lr)
+    adam, generator = optimiser(leaves.values(), lr=lr), torch.Generator().manual_seed(seed.number)
     for _ in range(steps):
         adam = optimiser(leaves.values(), lr=lr) if renewed else adam
         vae.load({name: leaf.detach() for name, leaf in leaves.items()}).training(training)
-        for name, slope in vae.parameter_gradients("loss", x.clone(), beta, seed).items():
+        draws_of_this = torch.Generator().set_state(generator.get_state())
+        vae.call("loss", x.clone(), beta, generator)  # which goes on to the draws of the next step
+        for name, slope in vae.parameter_gradients("loss", x.clone(), beta, draws_of_this).items():
             before = leaves[name].grad if not zero else None
             leaves[name].grad = None if slope is None else sign * slope + (0 if before is None else before)
         adam.step()
