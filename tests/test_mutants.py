@@ -4,13 +4,17 @@ A wrong version must lose exactly the points it should, and hear why; a right on
 them goes through the isolated grader, too: with AECOURSE_TEST_SANDBOX=all, all of them, which takes an hour.
 """
 
+import contextlib
 import copy
 import functools
 import importlib
 import json
+import os
 import re
 import time
+import types
 import warnings
+from itertools import pairwise
 
 import nbformat
 import pytest
@@ -25,8 +29,9 @@ MUTANTS = {name: importlib.import_module(f"mutants.{name}") for name in ASSIGNME
 UNUSED = ("colab", "together-code", "experiment-cell")  # an installation, and demonstrations
 
 
-def failures(name, version):
-    """{kind: error} of the graded cells that fail when `version` replaces the model solution.
+def failures(name, version, kinds=()):
+    """{kind: error} of the graded cells, or of these kinds of them, that fail when `version` replaces the
+    model solution.
 
     The version is defined after all model solutions, as a student's cell is run again after a change."""
     lost, namespace = {}, {}
@@ -38,7 +43,7 @@ def failures(name, version):
         exec(version.source, namespace)
         for task, cell in graded(SOURCE[name]).items():
             function, _, kind = task.rpartition("_")
-            if function == version.function and task in AUTOGRADED[name]:
+            if function == version.function and task in AUTOGRADED[name] and kind in (kinds or {kind}):
                 try:
                     exec(compile(cell.source, cell.id, "exec"), namespace)
                 except Exception as error:
@@ -172,12 +177,10 @@ EVERY = 1 if WHOLE else 60
 @pytest.mark.parametrize("name", ASSIGNMENTS)
 @pytest.mark.seconds(6)
 def test_versions_get_the_same_in_the_sandbox(name):
+    """As in one process, cell by cell and word by word, which is what stock nbgrader gives."""
     for version in [*MUTANTS[name].WRONG, *MUTANTS[name].RIGHT][::EVERY]:
-        lost = isolated(name, version)
-        assert set(lost) == version.loses & {
-            grade_id(c).rpartition("_")[2] for c in parts(name, version.function)[1]
-        }
-        assert version.says in (message_of(lost) or lost.get("checks", "")), version.name
+        here = {kind: f"Wrong: {error.sentence}" for kind, error in failures(name, version).items()}
+        assert isolated(name, version) == here, version.name
 
 
 @needs_sandbox
@@ -186,6 +189,159 @@ def test_versions_get_the_same_in_the_sandbox(name):
 def test_model_solutions_get_all_points_in_the_sandbox(name):
     for function in solution_cells(SOURCE[name]):
         assert isolated(name, Version(function, function, "", frozenset(), "")) == {}
+
+
+# ---- one submission after another
+
+# What the answers of a function can do to what it is given, and to what outlives a call.
+HARM = {
+    "other_numbers": "t.mul_(1.7)",
+    "far_numbers": "t.fill_(1e300 if t.dtype == torch.float64 else 1e30)",
+    "not_a_number": "t.fill_(float('nan'))",
+    "through_a_view": "t.view(-1)[:] = 0",
+    "another_shape": "t.resize_(t.numel() + 3)",
+    "other_memory": "t.set_(torch.zeros(2, dtype=t.dtype))",
+    "other_data": "t.data = torch.ones(1)",
+    "requires_gradients": "t.requires_grad_()",
+    "slopes": "(2 * t.requires_grad_()).sum().backward()",
+    "random_state": "torch.manual_seed(7); torch.rand(3)",
+    "settings": "torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False)",
+    "generators": "[g.manual_seed(3) for g in given if isinstance(g, torch.Generator)]",
+}
+HARMFUL = """
+def _harm(function):
+    def wrapped(*given, **keywords):
+        try:
+            return function(*given, **keywords)
+        finally:
+            for thing in [*given, *keywords.values()]:
+                for t in getattr(thing, "tensors", [thing]):
+                    if isinstance(t, torch.Tensor) and t.is_floating_point():
+                        with torch.set_grad_enabled({grad}):
+                            try:
+                                {harm}
+                            except RuntimeError:
+                                pass
+    return wrapped
+"""
+METHODS = """
+for _name, _method in list(vars({name}).items()):
+    if callable(_method) and _name != "__init__":
+        setattr({name}, _name, _harm(_method))
+"""
+
+
+def harmful(name, function, harm):
+    """The model solution, which does this to all it is given."""
+    source = solution_cells(SOURCE[name])[function].source
+    grad = harm == "slopes" or harm == "requires_gradients"
+    source += HARMFUL.format(harm=HARM[harm], grad=grad)
+    source += (
+        METHODS.format(name=function) if f"class {function}" in source else f"{function} = _harm({function})"
+    )
+    return name, Version(f"{function}_{harm}", function, source, frozenset(), "")
+
+
+QUICK = ["elbo", "gradients", "linear"]  # assignments
+VICTIMS = [
+    *(("elbo", "gaussian_kl"), ("gradients", "score_function_gradient"), ("gradients", "pathwise_gradient")),
+    *(("linear", "reconstruct"), ("vae", "Decoder")),
+]
+
+
+def neighbours():
+    """Versions to be graded one after the other: harmful ones, and some from the lists."""
+    hurt = [harmful(*VICTIMS[i % len(VICTIMS)], harm) for i, harm in enumerate(HARM)]
+    if WHOLE:
+        known = [*WRONG, *RIGHT]
+        return [*hurt, *known[:: len(known) // (60 - len(hurt)) + 1]]
+    quick = [(name, version) for name, version in [*WRONG, *RIGHT] if name in QUICK]
+    return [*hurt[::3], *quick[:: len(quick) // 5]][:10]
+
+
+def in_all_orders(count):
+    """The numbers up to count such that each comes right after each other once."""
+    pairs = [number for i in range(count) for j in range(i + 1, count) for number in (i, j)]
+    return [*pairs, 0]
+
+
+def verdict_of_a_fresh_worker(name, version):
+    """From a process that has graded nothing since it was forked from this one."""
+    from aecourse.grading import worker
+
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            for (_, *kind), sandbox in list(worker._sandboxes.items()):
+                worker._sandboxes[(os.getpid(), *kind)] = sandbox
+            os.write(theirs, json.dumps(isolated(name, version)).encode())
+        os._exit(0)
+    os.close(theirs)
+    with open(ours, "rb") as answer:
+        content = answer.read()
+    os.waitpid(child, 0)
+    return json.loads(content)
+
+
+def constants():
+    """The bytes of all tensors that live as long as the modules of the checks."""
+    found, seen = [], set()
+    left = [(name, vars(importlib.import_module(f"aecourse.checks.{name}"))) for name in ASSIGNMENTS]
+    while left:
+        where, thing = left.pop()
+        if id(thing) in seen or isinstance(thing, types.ModuleType | types.FunctionType):
+            continue
+        seen.add(id(thing))
+        if type(thing) is torch.Tensor:
+            content = hash(thing.detach().numpy().tobytes())
+            found.append((where, tuple(thing.shape), thing.requires_grad, thing.grad is None, content))
+        elif isinstance(thing, dict):
+            left += [(f"{where}[{key}]", value) for key, value in thing.items()]
+        elif isinstance(thing, tuple | list | set | frozenset):
+            left += [(where, item) for item in thing]
+        elif type(thing).__module__.startswith("aecourse.checks"):
+            left += [(f"{where}.{key}", value) for key, value in getattr(thing, "__dict__", {}).items()]
+    return found
+
+
+@needs_sandbox
+@pytest.mark.seconds(20)
+def test_no_submission_changes_the_next_ones_verdict(monkeypatch):
+    """Any two, one after the other in one worker and in both orders, get what each gets in a fresh one."""
+    from aecourse.grading import worker
+
+    sandbox = worker._sandbox("bubblewrap", ())
+    monkeypatch.setattr(worker, "_sandbox", lambda kind, imports: sandbox)
+    versions = neighbours()
+    right = [verdict_of_a_fresh_worker(*each) for each in versions]
+    assert any(right)
+    assert not all(right)
+    before = constants()
+    assert before
+    for number in in_all_orders(len(versions)):
+        name, version = versions[number]
+        assert isolated(name, version) == right[number], version.name
+    assert set(before) <= set(constants())
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_the_orders_are_all(count):
+    order = in_all_orders(count)
+    pairs = list(pairwise(order))
+    assert len(pairs) == len(set(pairs)) == count * (count - 1)
+
+
+@pytest.mark.parametrize("harm", HARM if WHOLE else ["other_numbers", "far_numbers", "slopes"])
+def test_what_one_version_does_stays_with_it(harm):
+    """In one process, and in a test that hands out constants of its module."""
+    before = constants()
+    number = list(HARM).index(harm)
+    for victim, kinds in ((VICTIMS[number % len(VICTIMS)], ()), (("vae", "MendedVAE"), {"B"})):
+        failures(*harmful(*victim, harm), kinds)
+        assert set(before) <= set(constants())
+    assert torch.get_default_dtype() is torch.float32
+    assert torch.is_grad_enabled()
 
 
 # ---- the lists

@@ -28,9 +28,12 @@ class Part:
     def eval(self) -> "Part":
         return self.train(False)
 
-    def to(self, dtype: torch.dtype) -> "Part":
-        tensors = (tensor.detach().clone().to(dtype) for tensor in self.tensors)
+    def of(self, *tensors: Tensor) -> "Part":
+        """The same function of other tensors, in the same mode."""
         return type(self)(*tensors).train(self.training)
+
+    def to(self, dtype: torch.dtype) -> "Part":
+        return self.of(*(tensor.detach().clone().to(dtype) for tensor in self.tensors))
 
 
 class Affine(Part):
@@ -113,6 +116,14 @@ class Step(Part):
     def __call__(self, z: Tensor) -> Tensor:
         vector, offset = self.tensors
         return (z @ vector + offset > 0).to(z.dtype)
+
+
+class Beyond(Part):
+    """x to 1 where it is larger than c, or smaller than -c, and to 0 elsewhere, of the same shape, from c ()."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (bound,) = self.tensors
+        return (x.abs() > bound).to(x.dtype)
 
 
 class First(Part):

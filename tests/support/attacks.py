@@ -1173,3 +1173,65 @@ def names() -> list[str]:
 def matches(pattern: str, text: str) -> bool:
     """Whether one of several phrases, with | between them, is in a text."""
     return any(re.search(re.escape(words), text) for words in pattern.split("|"))
+
+
+# ---- it changes what it is given, and means the next submission
+
+for harm in ("t.fill_(1e30)", "t.mul_(1.7)", "t.data = torch.zeros(3)", "t.untyped_storage().fill_(255)"):
+    function(
+        f"arguments-changed: {harm}",
+        f"""
+result = right(mean, cov)
+with torch.no_grad():
+    for t in (mean, cov):
+        {harm}
+return result
+""",
+        "changed in place|backward pass fails|gradient|finite",
+    )
+
+function("a-size-without-numbers", "return torch.empty(2**30, 0)", "too much data is returned")
+
+# ---- a ready-made answer by another way
+
+READY_MADE = """\
+import sys, types
+import torch
+from torch.distributions import MultivariateNormal, kl
+
+def answer(mean, cov, kl):
+    prior = MultivariateNormal(torch.zeros_like(mean), torch.eye(mean.shape[1], dtype=mean.dtype))
+    return kl._kl_multivariatenormal_multivariatenormal(MultivariateNormal(mean, cov), prior)
+
+functions = {name: f for name, f in vars(kl).items() if isinstance(f, types.FunctionType)}
+"""
+COPIED = """
+own = types.SimpleNamespace()
+there = vars(own)
+there.update(vars(kl))
+there.update({name: types.FunctionType(f.__code__, there) for name, f in functions.items()})
+"""
+LOADED = """
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("torch.distributions.own", kl.__file__)
+own = sys.modules[spec.name] = module_from_spec(spec)
+spec.loader.exec_module(own)
+"""
+LIFTED = "codes = {name: f.__code__ for name, f in functions.items()}\n"
+LIFT = """
+    for name, f in functions.items():
+        f.__code__ = codes[name]
+    return answer(mean, cov, kl)
+"""
+
+
+def ready_made(name: str, before: str, body: str) -> None:
+    def change(found):
+        target(found).source = f"{READY_MADE}{before}\ndef {TARGET}(mean, cov):\n{body}"
+
+    add(f"ready-made-{name}", notebook(change), "holds the ready-made answer", lost=(TARGET,))
+
+
+ready_made("copied", COPIED, "    return answer(mean, cov, own)\n")
+ready_made("loaded-twice", LOADED, "    return answer(mean, cov, own)\n")
+ready_made("lifted", LIFTED, LIFT)
