@@ -168,7 +168,7 @@ return self.mean(h), self.logvar(h)
 return m, s.detach()
 # encoder_detached_hidden | gradients | gradient for hidden.bias is not
 return m, self.logvar(h.detach())
-# encoder_in_place | checks values gradients | changed in place | depends on the other rows
+# encoder_in_place | checks values gradients | changed in place
 x -= 0.5
 h = torch.relu(self.hidden(x))
 return self.mean(h), self.logvar(h)
@@ -230,7 +230,7 @@ return m, s if self.training else s.clamp(max=0)
 return (m, s) if self.training else (F.dropout(m, 0.1), s)
 # encoder_detached_in_eval | gradients | in evaluation mode | gradient for logvar.bias is not
 return m, s if self.training else s.detach()
-# encoder_requires_grad | values | changed in place
+# encoder_requires_grad | checks values | changed in place
 x.requires_grad_()
 return m, s
 # encoder_over_100_rows | checks values gradients |
@@ -714,6 +714,13 @@ return (nll + beta * kl).mean().float()
             "changed in place",
             "    x = images",
             "    images *= 0.9\n    x = images",
+        ),
+        (
+            "train_images_require_gradients",
+            "checks seed",
+            "changed in place",
+            "    x = images",
+            "    images.requires_grad_()\n    x = images.detach()",
         ),
         ("train_training_mode", "checks", "call .eval()", "    vae.eval()\n", ""),
         (
