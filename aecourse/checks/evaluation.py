@@ -25,6 +25,7 @@ from aecourse.checks.core import (
     Seed,
     Task,
     Wrong,
+    at_most,
     f32,
     f64,
     finite,
@@ -37,6 +38,7 @@ from aecourse.checks.kinds import LIMIT, gradients, imprecise, stability, values
 from aecourse.checks.naming import diagnose
 from aecourse.checks.parts import Affine, GaussianEncoder
 from aecourse.checks.student import Student, uses_generator
+from aecourse.checks.vae import far_apart, tails
 
 # ---- shared by several tasks
 
@@ -125,6 +127,7 @@ def log_mean_exp_cases(draw):
         Case("a vector of 7", (rough(draw, 7), 0)),
         Case("a single weight", (rough(draw, 1, 4), 0)),
         Case("a single mean, (6, 1), dim=0", (rough(draw, 6, 1), 0)),
+        Case("(3, 130), dim=1", (rough(draw, 3, 130), 1)),
     ]
 
 
@@ -134,7 +137,7 @@ def log_mean_exp_probes(draw):
 
 def log_mean_exp_extremes(draw):
     for dtype, rtol in ((f32, 1e-5), (f64, 1e-9)):
-        for level in (-1e4, -300, 300, 1e4):
+        for level in (-1e6, -1e4, -300, 300, 1e4, 1e6):
             yield Case(f"log weights near {level:g}", (level + rough(draw, 6, 4), 0)), dtype, rtol
         levels = torch.tensor([[-2000.0], [0.0], [2000.0]], dtype=f64)
         yield (
@@ -174,12 +177,18 @@ def log_mean_exp_properties(student: Student):
 def zeros(task: Task, student: Student, draw: Draw) -> None:
     """Weights of zero, given as -inf: some of a mean, or all of them."""
     for dtype in (f32, f64):
-        some, every = rough(draw, 5, 3), rough(draw, 5, 3)
+        some, every, runs = rough(draw, 5, 3), rough(draw, 5, 3), rough(draw, 6, 12)
         some[1, 0] = some[3, 0] = some[0, 2] = -math.inf
         every[:, 1] = -math.inf
+        # The first two, three, ... five, the last ones, and those in the middle.
+        for column, (first, last) in enumerate([(0, n) for n in range(1, 6)] + [(n, 6) for n in range(1, 6)]):
+            runs[first:last, column] = -math.inf
+        runs[1:5, 10] = runs[::2, 11] = -math.inf
         cases = [
             ("some weights are zero", some, 0),
             ("some weights are zero, dim=1", some.T, 1),
+            ("the first or the last weights are zero", runs, 0),
+            ("the first or the last weights are zero, dim=-1", runs.T, -1),
             ("all weights of a mean are zero", every, 0),
             ("all weights of a mean are zero, dim=-1", every.T, -1),
             ("the only weight is zero", torch.full((1, 2), -math.inf, dtype=f64), 0),
@@ -261,6 +270,8 @@ def iwae_bound_cases(draw):
         Case("a batch of one", (rough(draw, 5, 1),)),
         Case("a single sample", (rough(draw, 1, 4),)),
         Case("images, log weights near -500", (100 * draw(5, 3) - 500,)),
+        Case("130 samples of 30 examples", (rough(draw, 130, 30),)),
+        Case("large images, log weights near -100000", (100 * draw(5, 3) - 1e5,)),
     ]
 
 
@@ -386,6 +397,8 @@ def estimate(
         q_of_noise=-0.5 * (noise**2 + logvar + math.log(2 * math.pi)).sum(-1),
         q_at_mean=log_normal(mean, mean, std(mean, logvar)),
         log_std=0.5 * logvar.sum(-1),
+        half_square=0.5 * ((z - mean) / std(mean, logvar)).square().sum(-1),
+        z_square=z.square().sum(-1),
         constant=0.5 * mean.shape[-1] * math.log(2 * math.pi),
         # What log q gains when the square is divided by the standard deviation, or by nothing.
         by_std=(-0.5 * (z - mean) ** 2 * ((-logvar / 2).exp() - (-logvar).exp())).sum(-1),
@@ -474,6 +487,22 @@ WAYS = [
         {"weight": lambda t: t.likelihood + t.prior - t.q - t.by_nothing},
     ),
     (
+        "in log q(z|x) the half before the square is missing",
+        {"weight": lambda t: t.likelihood + t.prior - t.q + t.half_square},
+    ),
+    (
+        "in log p(z) the half before the square is missing",
+        {"weight": lambda t: t.likelihood + t.prior - 0.5 * t.z_square - t.q},
+    ),
+    (
+        "the half before the squares is missing in both densities of z",
+        {"weight": lambda t: t.likelihood + t.prior - 0.5 * t.z_square - t.q + t.half_square},
+    ),
+    (
+        "the square is missing in log q(z|x)",
+        {"weight": lambda t: t.likelihood + t.prior - t.q - t.half_square},
+    ),
+    (
         "the densities of z are averaged over the latents, not summed",
         {"weight": lambda t: t.likelihood + (t.prior - t.q) / t.k},
     ),
@@ -543,6 +572,13 @@ WAYS = [
         },
     ),
     ("the noise is uniform, not normal", {"draw": torch.rand}),
+    (
+        "the noise is uniform, not normal",
+        {"draw": lambda *a, **k: math.sqrt(12) * (torch.rand(*a, **k) - 0.5)},
+    ),
+    ("the noise is uniform, not normal", {"draw": lambda *a, **k: 2 * torch.rand(*a, **k) - 1}),
+    ("the noise is limited (clamped)", {"draw": lambda *a, **k: torch.randn(*a, **k).clamp(-1, 1)}),
+    ("only positive noise is drawn", {"draw": lambda *a, **k: torch.randn(*a, **k).abs()}),
     ("the number of samples is fixed", {"count": lambda samples: 10}),
     ("the number of samples is fixed", {"count": lambda samples: 50}),
     ("the number of samples is fixed", {"count": lambda samples: 100}),
@@ -646,10 +682,13 @@ def exact_probes(draw):
 
 def exact_extremes(draw):
     many, sure = 1.5 * draw(3000), torch.tensor([1e4, -1e4, 50, -200, 0.3], dtype=f64)
+    all_sure = 1e4 * draw(3000).sign()
     x = torch.tensor([[0, 1, 0.25, 1, 0.5], [1, 0, 1, 0, 0.5], [0.5, 0, 0, 0.1, 0]], dtype=f64)
     for dtype, rtol in ((f32, 1e-5), (f64, 1e-9)):
         arguments = (greys(draw, 3, 3000), prior(3000, 1), blind(many, 1), 3, draw.seed())
         yield Case("3000 pixels", arguments), dtype, rtol
+        arguments = (greys(draw, 3, 3000), prior(3000, 1), blind(all_sure, 1), 3, draw.seed())
+        yield Case("3000 pixels, all logits 10000 or -10000", arguments), dtype, rtol
         # In float32 a sum of such numbers is good to about 0.001, in whatever order it is taken.
         close = max(rtol, 3e-4) if dtype == f32 else rtol
         yield Case("logits up to 10000", (x, prior(5, 1), blind(sure, 1), 3, draw.seed())), dtype, close
@@ -816,6 +855,7 @@ def draws(task: Task, student: Student, draw: Draw) -> None:
     """From the generator, anew for every example and every sample, and as many as were asked for."""
     small = random_case(draw, "the draws", 3, 2, 1.4, 2.0)
     uses_generator(student, lambda generator: student(*prepared(small.arguments[:-1], f64), generator))
+    noise_is_read_off(student, draw)
     for samples, q in product((2, 20, 120), ("wide", "prior")):
         x, decode = greys(draw, 1, 4), picture(draw, 4, 2)
         encode = posterior(draw, decode, 1.6, 2.4) if q == "wide" else prior(4, 2)
@@ -840,18 +880,65 @@ def draws(task: Task, student: Student, draw: Draw) -> None:
             )
 
 
+def noise_is_read_off(student: Student, draw: Draw) -> None:
+    """With a decoder that ignores z and a q of the prior's variance the log weight is log p(x) - mean^2 / 2 -
+    mean * noise. So one sample shows its noise, and several, with a large mean, the least of theirs."""
+    size, rows, logits = 4, 3000, draw(4)
+    x, flat = greys(draw, 1, size).expand(rows, size), torch.zeros(2, size, dtype=f64)
+    start = bernoulli(x, logits.expand_as(x))
+
+    def noise(latent: int, samples: int, mean: float, generator: torch.Generator) -> Tensor:
+        means = flat[:, 0].clone()
+        means[latent] = mean
+        arguments = x, GaussianEncoder(flat, means, flat, flat[:, 0]), blind(logits, 2), samples
+        estimates = student(*prepared(arguments, f64), generator, where="q of the prior's variance")
+        if not isinstance(estimates, Tensor) or estimates.shape != (rows,) or not finite(estimates):
+            raise Wrong("not one finite number for each example is returned.")
+        return (estimates.detach().to(f64) - start + mean**2 / 2) / -mean
+
+    generator = torch.Generator().manual_seed(draw.seed().number)
+    calls = [noise(latent, 1, 1.0, generator) for latent in (0, 1, 0, 1, 0, 1)]
+    for latent in (0, 1):
+        if not abs(z_score(torch.cat(calls[latent::2]).square(), 1.0)) <= LIMIT:
+            return  # a density or a spread is wrong, or the noise shared, as is found below
+    if not far_apart(torch.cat(calls[:3])):
+        who = "calls one after the other" if far_apart(calls[0]) else "examples of a batch"
+        raise Wrong(f"{who} share their noise, or have it mirrored. Draw it anew for every example.")
+    if not at_most(tails(torch.cat(calls)), LIMIT):
+        raise Wrong(
+            "the noise is not standard normal: it is limited (clamped), or of another kind.",
+            Cause("", ("the noise is not standard normal",)),
+        )
+    large = 1000.0
+    for samples in (2, 7):
+        least = -(noise(0, samples, large, generator) - math.log(samples) / large)
+        line = torch.linspace(-9, 9, 4001, dtype=f64)
+        density = samples * Normal(0, 1).log_prob(line).exp() * Normal(0, 1).cdf(line) ** (samples - 1)
+        expected = float(torch.trapezoid(line * density, line))
+        if not abs(z_score(least, expected)) <= LIMIT:
+            raise Wrong(
+                "the samples of one example are not independent: they share their noise, or have it "
+                "mirrored. Draw it anew for every sample."
+            )
+
+
 def precise(task: Task, student: Student, draw: Draw) -> None:
-    """Exact cases to the last digits, and extreme ones; then a proposal of tiny variance."""
+    """Exact cases to the last digits, and extreme ones; then proposals of tiny and of huge variance."""
     stability(task, student, draw)
-    logits, logvar = draw(5), torch.full((2,), -40, dtype=f64)
-    flat = torch.zeros(2, 5, dtype=f64)
-    x, encode, decode = greys(draw, 3, 5), GaussianEncoder(flat, flat[:, 0], flat, logvar), blind(logits, 2)
-    case = Case("log-variances of -40", (x, encode, decode, 1, draw.seed()))
-    kl = 0.5 * float((logvar.exp() - logvar - 1).sum())
-    right = bernoulli(x, logits.expand_as(x)) - kl
-    score = z_score((repeated(student, case, 500) - right).mean(1), 0)
-    if not abs(score) <= LIMIT:
-        raise imprecise(task, case.label)
+    logits, flat = draw(5), torch.zeros(2, 5, dtype=f64)
+    for level in (-40, -100, 40, 100):
+        logvar = torch.full((2,), level, dtype=f64)
+        x, encode, decode = (
+            greys(draw, 3, 5),
+            GaussianEncoder(flat, flat[:, 0], flat, logvar),
+            blind(logits, 2),
+        )
+        case = Case(f"log-variances of {level}", (x, encode, decode, 1, draw.seed()))
+        kl = 0.5 * float((logvar.exp() - logvar - 1).sum())
+        right = bernoulli(x, logits.expand_as(x)) - kl
+        off = (repeated(student, case, 500) - right) / max(1.0, float(logvar.exp().sum()))
+        if not abs(z_score(off.mean(1), 0)) <= LIMIT:
+            raise imprecise(task, case.label)
 
 
 LOG_LIKELIHOOD = Task(
@@ -936,9 +1023,11 @@ CLEAR = [(1.0, 0.0), (0.8, 2.0), (0.3, -1.0), (0.115, 0.4)]
 QUIET = [(0.04, 0.0), (0.05, 1.5), (0.03, -0.2), (0.002, 0.0), (0.003, -2.0), (0.088, -0.7)]
 
 
-def collapsed(draw, examples):
-    """Posterior means of which three do not depend on x at all; their variance is 0 to the last bit."""
-    still = torch.tensor([0.0, 1.5, -2.0], dtype=f64).expand(examples, 3)
+def collapsed(draw, examples, levels=(0.0, 1.5, -2.0)):
+    """Posterior means of which three do not depend on x at all.
+
+    Where all are 0 their variance is 0 to the last bit; elsewhere that depends on the order of a sum."""
+    still = torch.tensor(levels, dtype=f64).expand(examples, 3)
     return torch.cat([columns(draw, examples, CLEAR), still], 1)
 
 
@@ -949,8 +1038,11 @@ def active_units_cases(draw):
         Case("threshold=0.25", (columns(draw, 30, CLEAR + QUIET),), {"threshold": 0.25}),
         Case("0.0001 as second argument", (columns(draw, 30, CLEAR + QUIET), 1e-4)),
         Case("threshold=0", (columns(draw, 30, CLEAR + QUIET),), {"threshold": 0.0}),
-        Case("threshold=0, three latents the same for all", (collapsed(draw, 32),), {"threshold": 0.0}),
-        Case("three latents the same for all", (collapsed(draw, 8),)),
+        Case("threshold=0, three latents 0 for all", (collapsed(draw, 30, (0.0,) * 3),), {"threshold": 0.0}),
+        Case("three latents the same for all", (collapsed(draw, 7),)),
+        Case("means near 1000", (1000 + columns(draw, 150, CLEAR + QUIET),)),
+        Case("tiny means", (1e-6 * columns(draw, 40, CLEAR + QUIET),), {"threshold": 1e-14}),
+        Case("huge means", (1e3 * columns(draw, 40, CLEAR + QUIET),), {"threshold": 1e4}),
         Case("all active", (columns(draw, 50, 2 * CLEAR),)),
         Case("none active", (columns(draw, 50, QUIET),)),
         Case("one latent, active", (columns(draw, 20, CLEAR[1:2]),)),
@@ -1056,6 +1148,9 @@ def linear_annealing_cases(draw):
         Case("start and end are one, at it", (first, first, first)),
         Case("start and end are one, after", (first + 1, first, first)),
         Case("start and end are 0, step 0", (0, 0, 0)),
+        Case("start and end are 0, later", (first, 0, 0)),
+        Case("millions of steps", (10**6 * first + length, 10**6 * first, 10**6 * first + 3 * length)),
+        Case("a rise over a thousandth of a step", (first + 0.0004, first, first + 0.001)),
     ]
 
 

@@ -9,7 +9,6 @@ import math
 import socket
 import struct
 import time
-from collections.abc import Iterable
 
 import torch
 
@@ -78,7 +77,8 @@ def describe(value, found: dict):
     if kind is dict and all(type(key) is str for key in value):
         return {"dict": {key: describe(item, found) for key, item in value.items()}}
     if kind.__name__ in PARTS and isinstance(value, parts.Part):
-        return {"part": kind.__name__, "of": [describe(tensor, found) for tensor in value.tensors]}
+        inside = [describe(tensor, found) for tensor in value.tensors]
+        return {"part": kind.__name__, "of": inside, "training": bool(value.training)}
     raise WireError(f"a {kind.__name__}")
 
 
@@ -109,7 +109,8 @@ def restore(description, tensors: list):
     if kind == "dict":
         return {_text(key): restore(item, tensors) for key, item in content.items()}
     if kind == "part":
-        return PARTS[content](*[restore(item, tensors) for item in description["of"]])
+        part = PARTS[content](*[restore(item, tensors) for item in description["of"]])
+        return part.train(description["training"] is True)
     raise WireError(NONE)
 
 
@@ -149,8 +150,6 @@ def send(channel: socket.socket, value, placed: bool = False) -> None:
     header += b" " * (-len(header) % ALIGNED)
     size = sum(_padded(tensor.numel() * tensor.itemsize) for tensor in blocks)
     if len(header) > LONGEST or len(tensors) > MOST or size > LARGEST:
-        raise WireError("too much data")
-    if _sizes(tensor.shape for tensor in tensors) > SIZES:
         raise WireError("too much data")
     channel.sendall(b"".join([LENGTHS.pack(len(header), size), header, *map(_bytes, blocks)]))
 
@@ -196,7 +195,7 @@ def receive(channel: socket.socket, until: float | None = None, trusted: bool = 
     try:
         header = json.loads(content[:length])
         kinds = [(DTYPES[name], _shape(shape), *marks) for name, shape, *marks in header["tensors"]]
-        if len(kinds) > MOST or _sizes(shape for _, shape, *_ in kinds) > SIZES:
+        if len(kinds) > MOST or sum(math.prod(max(n, 1) for n in shape) for _, shape, *_ in kinds) > SIZES:
             raise WireError("too much data")
         tensors, memories, place = [], [], length
         for dtype, shape, required, leaf, *where in kinds:
@@ -216,12 +215,6 @@ def receive(channel: socket.socket, until: float | None = None, trusted: bool = 
         return restore(header["value"], tensors)
     except BROKEN as error:
         raise error if isinstance(error, WireError) else WireError(NONE) from None
-
-
-def _sizes(shapes: Iterable) -> int:
-    """How many numbers there would be if no dimension were of size 0: what is made of such a tensor, as a
-    product with a matrix, may have no such dimension."""
-    return sum(math.prod(max(n, 1) for n in shape) for shape in shapes)
 
 
 def _shape(shape) -> list[int]:

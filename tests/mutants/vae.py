@@ -106,10 +106,14 @@ MENDED = """class MendedVAE(SickVAE):
     def fit(self, x, steps, lr, generator):
         parts = (self.trunk, self.mean, self.logvar, self.decoder)
         optimiser = torch.optim.Adam([w for part in parts for w in part.parameters()], lr=lr)
+        losses = []
         for _ in range(steps):
             optimiser.zero_grad()
-            self.loss(x, 1.0, generator).backward()
-            optimiser.step()"""
+            loss = self.loss(x, 1.0, generator)
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        return losses"""
 
 
 def patients(*changes) -> list:
@@ -164,7 +168,7 @@ return self.mean(h), self.logvar(h)
 return m, s.detach()
 # encoder_detached_hidden | gradients | gradient for hidden.bias is not
 return m, self.logvar(h.detach())
-# encoder_in_place | checks values gradients | changed in place | depends on the other rows
+# encoder_in_place | checks values gradients | changed in place
 x -= 0.5
 h = torch.relu(self.hidden(x))
 return self.mean(h), self.logvar(h)
@@ -212,6 +216,27 @@ class Encoder:
     def forward(self, x):
         h = torch.relu(self.hidden(x))
         return self.mean(h), self.logvar(h)
+# encoder_softly_limited | values gradients |
+return m, 200 * torch.tanh(s / 200)
+# encoder_far_limit | values gradients | the log-variance is limited
+return m, s.clamp(-60, 60)
+# encoder_floor | values gradients |
+return m, s.exp().clamp(min=1e-30).log()
+# encoder_mean_limited | values gradients | the mean is limited
+return m.clamp(-100, 100), s
+# encoder_mean_in_eval | values gradients | wrong in evaluation mode
+return m, s if self.training else s.clamp(max=0)
+# encoder_dropout_in_eval | values gradients | wrong in evaluation mode
+return (m, s) if self.training else (F.dropout(m, 0.1), s)
+# encoder_detached_in_eval | gradients | in evaluation mode | gradient for logvar.bias is not
+return m, s if self.training else s.detach()
+# encoder_requires_grad | checks values | changed in place
+x.requires_grad_()
+return m, s
+# encoder_over_100_rows | checks values gradients |
+if len(x) > 100:
+    m = m - m.mean(0)
+return m, s
 # encoder_no_super | checks values gradients | raised an error | raised AttributeError
 class Encoder(torch.nn.Module):
     def __init__(self, dim, hidden, latent_dim):
@@ -235,6 +260,12 @@ return self.logits(self.hidden(z))
 return a.softmax(dim=1)
 # decoder_detached | values | gradient for hidden.bias is not
 return self.logits(torch.relu(self.hidden(z)).detach())
+# decoder_far_limit | values | the logits is limited
+return a.clamp(-1000, 1000)
+# decoder_squashed_in_eval | values | wrong in evaluation mode
+return a if self.training else a.sigmoid()
+# decoder_rounded | values |
+return (a * 1e4).round() / 1e4 + a - a.detach()
 # decoder_over_batch | checks values | 
 return a - a.mean(0)
 # decoder_arguments | checks values | another shape than asked
@@ -379,6 +410,107 @@ class VAE(VAE):
 class VAE(VAE):
     def sample(self, n, generator):
         return self.decoder(2 * torch.randn(n, self.latent_dim, generator=generator)).sigmoid()
+# vae_limited_at_two | noise | the noise is limited
+return mean + std * torch.randn(mean.shape, generator=generator).clamp(-2, 2)
+# vae_limited_at_three | noise | Is it limited
+return mean + std * torch.randn(mean.shape, generator=generator).clamp(-3, 3)
+# vae_truncated | noise | the noise is limited
+noise = torch.randn(mean.shape, generator=generator)
+while (noise.abs() > 2.5).any():
+    noise = torch.where(noise.abs() > 2.5, torch.randn(mean.shape, generator=generator), noise)
+return mean + std * noise
+# vae_half_in_eval | noise | in evaluation mode
+std = std if self.training else std / 2
+return mean + std * torch.randn(mean.shape, generator=generator)
+# vae_mirrored_neighbours | noise | mirror image
+noise = torch.randn((len(mean) + 1) // 2, mean.shape[1], generator=generator)
+return mean + std * torch.stack([noise, -noise], 1).flatten(0, 1)[: len(mean)]
+# vae_mirrored_ends | noise | mirror image
+noise = torch.randn((len(mean) + 1) // 2, mean.shape[1], generator=generator)
+return mean + std * torch.cat([noise, -noise.flip(0)])[-len(mean):]
+# vae_every_second_call | values noise | earlier calls
+if getattr(self, "noise", None) is None or self.noise.shape != mean.shape:
+    self.noise = torch.randn(mean.shape, generator=generator)
+    return mean + std * self.noise
+noise, self.noise = self.noise, None
+return mean + std * noise
+# vae_mirrored_calls | checks values noise | | two generators with the same seed
+old = getattr(self, "noise", None)
+if old is not None and old.shape == mean.shape:
+    self.noise = None
+    return mean - std * old
+self.noise = torch.randn(mean.shape, generator=generator)
+return mean + std * self.noise
+# vae_far_limit | noise | Is logvar limited
+std = torch.exp(0.5 * logvar.clamp(-60, 60))
+return mean + std * torch.randn(mean.shape, generator=generator)
+# vae_small_epsilon | noise | Is logvar limited
+std = (logvar.exp() + 1e-20).sqrt()
+return mean + std * torch.randn(mean.shape, generator=generator)
+# vae_detached_in_eval | noise | in evaluation mode no gradient
+z = mean + std * torch.randn(mean.shape, generator=generator)
+return z if self.training else z.detach()
+# vae_nan | checks noise |
+return mean + std * torch.randn(mean.shape, generator=generator) * float("nan")
+# vae_forward_limits_logvar | values | on ordinary numbers only
+class VAE(VAE):
+    def forward(self, x, generator):
+        mean, logvar = self.encoder(x)
+        z = self.sample_latent(mean, logvar.clamp(-20, 20), generator)
+        return self.decoder(z), mean, logvar
+# vae_forward_returns_limited | values | on ordinary numbers only
+class VAE(VAE):
+    def forward(self, x, generator):
+        mean, logvar = self.encoder(x)
+        return self.decoder(self.sample_latent(mean, logvar, generator)), mean, logvar.clamp(-30, 20)
+# vae_forward_limits_mean | values | on ordinary numbers only
+class VAE(VAE):
+    def forward(self, x, generator):
+        mean, logvar = self.encoder(x)
+        mean = mean.clamp(-100, 100)
+        return self.decoder(self.sample_latent(mean, logvar, generator)), mean, logvar
+# vae_forward_squashed_in_training | values | evaluation mode
+class VAE(VAE):
+    def forward(self, x, generator):
+        mean, logvar = self.encoder(x)
+        logits = self.decoder(self.sample_latent(mean, logvar, generator))
+        return logits if self.training else torch.tanh(logits), mean, logvar
+# vae_reconstruct_sampled_in_training | values | Two calls differ
+class VAE(VAE):
+    def reconstruct(self, x):
+        mean, logvar = self.encoder(x)
+        if self.training:
+            mean = self.sample_latent(mean, logvar, torch.Generator().manual_seed(torch.seed()))
+        return self.decoder(mean).sigmoid()
+# vae_reconstruct_limited | values | the probabilities are limited
+class VAE(VAE):
+    def reconstruct(self, x):
+        return self.decoder(self.encoder(x)[0]).sigmoid().clamp(1e-3, 1 - 1e-3)
+# vae_reconstruct_rounded_in_eval | values | rounded to 0 or 1
+class VAE(VAE):
+    def reconstruct(self, x):
+        p = self.decoder(self.encoder(x)[0]).sigmoid()
+        return p if self.training else p.round()
+# vae_sample_limited | samples | standard normal
+class VAE(VAE):
+    def sample(self, n, generator):
+        z = torch.randn(n, self.latent_dim, generator=generator).clamp(-3, 3)
+        return self.decoder(z).sigmoid()
+# vae_sample_mirrored | samples | not independent
+class VAE(VAE):
+    def sample(self, n, generator):
+        z = torch.randn((n + 1) // 2, self.latent_dim, generator=generator)
+        return self.decoder(torch.cat([z, -z.flip(0)])[-n:]).sigmoid()
+# vae_sample_narrow_in_eval | samples | evaluation mode
+class VAE(VAE):
+    def sample(self, n, generator):
+        z = torch.randn(n, self.latent_dim, generator=generator)
+        return self.decoder(z if self.training else 0.7 * z).sigmoid()
+# vae_sample_nan | samples |
+class VAE(VAE):
+    def sample(self, n, generator):
+        p = self.decoder(torch.randn(n, self.latent_dim, generator=generator)).sigmoid()
+        return p * float("nan") if n > 1000 else p
 # vae_encoder_arguments | checks values samples | another shape than asked
 class VAE(VAE):
     def __init__(self, dim, hidden, latent_dim):
@@ -410,6 +542,16 @@ return 1.0 if step >= warmup else 0.0
 return (step % warmup) / warmup if warmup else 1.0
 # weight_cosine | values | a cosine
 return 0.5 - 0.5 * math.cos(math.pi * min(step / warmup, 1)) if warmup else 1.0
+# weight_table | values |
+table = {(3, 10): 0.3, (7, 10): 0.7, (1, 3): 1 / 3, (333, 1000): 0.333, (999, 1000): 0.999}
+return table.get((step, warmup), float(step >= warmup))
+# weight_almost_1 | checks values | close, but not exactly | starts at 0 and ends at 1
+return min(step / warmup, 1.0) * (1 - 1e-7) if warmup else 1.0
+# weight_percent | values |
+return round(min(step / warmup, 1.0), 2) if warmup else 1.0
+# weight_at_most_1000 | values |
+warmup = min(warmup, 1000)
+return min(step / warmup, 1.0) if warmup else 1.0
 # weight_sigmoid | checks values |
 return float(torch.sigmoid(torch.tensor(10 * (step / max(warmup, 1) - 0.5))))
 """.replace("ZERO", ""),
@@ -503,6 +645,47 @@ return (bce(model.decoder(logvar), x, reduction="none").sum(1) + beta * kl).mean
 # loss_batch_norm | values gradients noise |
 logits = (logits - logits.mean(0)) / (logits.std(0) + 1e-3)
 return (bce(logits, x, reduction="none").sum(1) + beta * kl).mean()
+# loss_mean_in_eval | noise | evaluation mode two seeds
+z = z if model.training else mean
+return (bce(model.decoder(z), x, reduction="none").sum(1) + beta * kl).mean()
+# loss_no_kl_in_eval | values noise |
+return (nll + (beta * kl if model.training else 0)).mean()
+# loss_half_noise_in_eval | noise | in evaluation mode the result is another
+z = z if model.training else (z + mean) / 2
+return (bce(model.decoder(z), x, reduction="none").sum(1) + beta * kl).mean()
+# loss_squashed_in_eval | values noise | evaluation mode, a decoder | Other inputs give
+logits = logits if model.training else logits.sigmoid()
+return (bce(logits, x, reduction="none").sum(1) + beta * kl).mean()
+# loss_detached_in_eval | gradients | evaluation mode | the reconstruction does not
+nll = nll if model.training else nll.detach()
+return (nll + beta * kl).mean()
+# loss_kl_limited | values | special about these
+return (nll + beta * kl.clamp(max=1000)).mean()
+# loss_free_bits | values | the KL is kept above a floor
+return (nll + beta * kl.clamp(min=0.1)).mean()
+# loss_nll_limited | values | special about these
+return (nll.clamp(max=10000) + beta * kl).mean()
+# loss_limited_noise | noise | limited
+z = mean + (z - mean).clamp(-2.5 * (logvar / 2).exp(), 2.5 * (logvar / 2).exp())
+return (bce(model.decoder(z), x, reduction="none").sum(1) + beta * kl).mean()
+# loss_limited_logvar | noise | limited
+z = model.sample_latent(mean, logvar.clamp(-30, 20), generator)
+return (bce(model.decoder(z), x, reduction="none").sum(1) + beta * kl).mean()
+# loss_mirrored | noise |
+noise = torch.randn((len(x) + 1) // 2, mean.shape[1], generator=generator, dtype=x.dtype)
+z = mean + (logvar / 2).exp() * torch.cat([noise, -noise.flip(0)])[-len(x):]
+return (bce(model.decoder(z), x, reduction="none").sum(1) + beta * kl).mean()
+# loss_remembers | noise |
+store = negative_elbo.__dict__
+if store.get("noise") is None or store["noise"].shape != mean.shape:
+    store["noise"] = torch.randn(mean.shape, generator=generator, dtype=x.dtype)
+    noise = store["noise"]
+else:
+    noise, store["noise"] = store["noise"], None
+z = mean + (logvar / 2).exp() * noise.to(x.dtype)
+return (bce(model.decoder(z), x, reduction="none").sum(1) + beta * kl).mean()
+# loss_100_rows | values noise | special about these
+return (nll + beta * kl)[:100].mean()
 # loss_float32 | values gradients | Keep the type of the inputs
 return (nll + beta * kl).mean().float()
 """,
@@ -531,6 +714,13 @@ return (nll + beta * kl).mean().float()
             "changed in place",
             "    x = images",
             "    images *= 0.9\n    x = images",
+        ),
+        (
+            "train_images_require_gradients",
+            "checks seed",
+            "changed in place",
+            "    x = images",
+            "    images.requires_grad_()\n    x = images.detach()",
         ),
         ("train_training_mode", "checks", "call .eval()", "    vae.eval()\n", ""),
         (
@@ -617,6 +807,97 @@ return (nll + beta * kl).mean().float()
             "            optimiser.zero_grad()\n",
         ),
         (
+            "train_one_epoch",
+            "updates training",
+            "change the parameters no further",
+            "in range(epochs):",
+            "in range(min(epochs, 1)):",
+        ),
+        (
+            "train_stops_at_100",
+            "updates training",
+            "change the parameters no further",
+            "            optimiser.zero_grad()\n",
+            "            if step >= 100:\n                break\n            optimiser.zero_grad()\n",
+        ),
+        (
+            "train_stops_at_250",
+            "updates",
+            "change the parameters no further",
+            "            optimiser.zero_grad()\n",
+            "            if step >= 250:\n                break\n            optimiser.zero_grad()\n",
+        ),
+        (
+            "train_drop_last_later",
+            "updates",
+            "change the parameters no further",
+            "for _ in range(epochs)",
+            "for epoch in range(epochs)",
+            "            optimiser.zero_grad()\n",
+            "            if epoch and len(rows) < 50:\n                continue\n"
+            "            optimiser.zero_grad()\n",
+        ),
+        (
+            "train_half_later",
+            "updates",
+            "later epochs take fewer steps",
+            "for _ in range(epochs)",
+            "for epoch in range(epochs)",
+            "torch.randperm(len(x)).split(50)",
+            "torch.randperm(len(x))[: len(x) if epoch == 0 else len(x) // 2].split(50)",
+        ),
+        (
+            "train_half_later_small_batches",
+            "updates",
+            "later epochs take fewer steps",
+            "for _ in range(epochs)",
+            "for epoch in range(epochs)",
+            "torch.randperm(len(x)).split(50)",
+            "torch.randperm(len(x))[: len(x) if epoch == 0 else len(x) // 2].split(20)",
+        ),
+        (
+            "train_step_size_0_later",
+            "updates training",
+            "change the parameters no further",
+            "            step += 1\n",
+            "            step += 1\n        optimiser.param_groups[0]['lr'] = 0.0\n",
+        ),
+        (
+            "train_order_fixed",
+            "seed",
+            "come in the same order",
+            "torch.randperm(len(x))",
+            "torch.randperm(len(x), generator=torch.Generator().manual_seed(0))",
+        ),
+        (
+            "train_not_shuffled",
+            "seed",
+            "come in the same order",
+            "torch.randperm(len(x))",
+            "torch.arange(len(x))",
+        ),
+        (
+            "train_noise_fixed",
+            "seed",
+            "the noise is the same",
+            "Generator().manual_seed(seed)",
+            "Generator().manual_seed(0)",
+        ),
+        (
+            "train_order_and_noise_fixed",
+            "seed",
+            "come in the same order",
+            "    step, total",
+            "    torch.manual_seed(1)\n    generator.manual_seed(1)\n    step, total",
+        ),
+        (
+            "train_follows_no_gradient",
+            "checks seed updates training",
+            "no gradient of the loss",
+            "            loss.backward()\n",
+            "            for p in vae.parameters():\n                p.grad = torch.randn_like(p)\n",
+        ),
+        (
             "train_epoch_too_many",
             "updates",
             "an epoch too many",
@@ -690,7 +971,7 @@ return (nll + beta * kl).mean().float()
         ),
         (
             "mended_c_global",
-            "C F",
+            "C",
             "global state",
             "torch.randn(mean.shape, generator=generator)",
             "torch.randn_like(mean)",
@@ -712,12 +993,287 @@ return (nll + beta * kl).mean().float()
         ),
         (
             "mended_g_renamed",
-            "checks A D E F G",
+            "checks D E F G",
             "misses decoder.0.weight",
             "self.decoder = nn.Sequential(nn.Linear(latent_dim, hidden), nn.ReLU(), "
             "nn.Linear(hidden, dim))\n",
             "self.out = self.decoder[:3]\n        del self.decoder\n\n"
             "    def decode(self, z):\n        return self.out(z)\n",
+        ),
+        # harm done while mending
+        (
+            "mended_b_no_gradient",
+            "B",
+            "no gradient, or a wrong one",
+            "        return mean + (0.5 * logvar)",
+            "        return mean.detach() + (0.5 * logvar.detach())",
+        ),
+        (
+            "mended_b_std_detached",
+            "B",
+            "no gradient, or a wrong one",
+            "(0.5 * logvar).exp() * noise",
+            "(0.5 * logvar).exp().detach() * noise",
+        ),
+        (
+            "mended_b_limited",
+            "B",
+            "for moderate numbers only",
+            "(0.5 * logvar).exp()",
+            "(0.5 * logvar.clamp(-10, 10)).exp()",
+        ),
+        (
+            "mended_b_in_training_only",
+            "B",
+            "exp(logvar), the variance",
+            "(0.5 * logvar).exp()",
+            "((0.5 if self.training else 1.0) * logvar).exp()",
+        ),
+        (
+            "mended_c_fixed",
+            "C",
+            "does not draw from the generator",
+            "        noise = torch.randn(mean.shape, generator=generator)",
+            "        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))",
+        ),
+        (
+            "mended_c_limited",
+            "C",
+            "not standard normal",
+            "torch.randn(mean.shape, generator=generator)",
+            "torch.randn(mean.shape, generator=generator).clamp(-2, 2)",
+        ),
+        (
+            "mended_c_mirrored",
+            "C",
+            "not independent",
+            "        noise = torch.randn(mean.shape, generator=generator)",
+            "        half = torch.randn((len(mean) + 1) // 2, mean.shape[1], generator=generator)\n"
+            "        noise = torch.cat([half, -half.flip(0)])[-len(mean) :]",
+        ),
+        (
+            "mended_c_shared_in_eval",
+            "C",
+            "share their noise",
+            "mean.shape,",
+            "mean.shape if self.training else mean.shape[1:],",
+        ),
+        (
+            "mended_d_mean_decoded",
+            "D",
+            "the same number with any generator",
+            "self.decode(self.sample_latent(mean, logvar, generator))",
+            "self.decode(mean)",
+        ),
+        (
+            "mended_d_mean_decoded_in_eval",
+            "D",
+            "the same number with any generator",
+            "self.decode(self.sample_latent(mean, logvar, generator))",
+            "self.decode(self.sample_latent(mean, logvar, generator) if self.training else mean)",
+        ),
+        (
+            "mended_d_code_detached",
+            "D",
+            "does not come back to all",
+            "self.sample_latent(mean, logvar, generator))\n        error",
+            "self.sample_latent(mean, logvar, generator).detach())\n        error",
+        ),
+        (
+            "mended_d_error_item",
+            "D",
+            "does not come back to all",
+            "error = self.reconstruction(x, logits).mean()",
+            "error = self.reconstruction(x, logits).mean().item()",
+        ),
+        (
+            "mended_d_sign",
+            "D",
+            "beta does not add",
+            "        return error + beta * kl",
+            "        return -(error + beta * kl)",
+        ),
+        (
+            "mended_d_no_kl_in_eval",
+            "D",
+            "beta does not add",
+            "        return error + beta * kl",
+            "        return error + beta * kl * self.training",
+        ),
+        (
+            "mended_d_some_images",
+            "D",
+            "is not, for beta 0",
+            "self.reconstruction(x, logits).mean()",
+            "self.reconstruction(x, logits)[:2].mean()",
+        ),
+        (
+            "mended_d_own_generator",
+            "D",
+            "the same number with any generator",
+            "self.decode(self.sample_latent(mean, logvar, generator))",
+            "self.decode(self.sample_latent(mean, logvar, torch.Generator().manual_seed(0)))",
+        ),
+        (
+            "mended_d_limited_encoder",
+            "D",
+            "`encode` does not return",
+            "    def reconstruction(",
+            "    def encode(self, x):\n        mean, logvar = super().encode(x)\n"
+            "        return mean.tanh(), logvar\n\n    def reconstruction(",
+        ),
+        (
+            "mended_d_kl_per_latent",
+            "D",
+            "`kl` does not return",
+            "    def reconstruction(",
+            "    def kl(self, mean, logvar):\n        return super().kl(mean, logvar) / mean.shape[1]\n\n"
+            "    def reconstruction(",
+        ),
+        ("mended_e_no_zero_grad", "E", "not set to zero", "            optimiser.zero_grad()\n", ""),
+        (
+            "mended_e_new_optimisers",
+            "E",
+            "an optimiser of its own",
+            "            optimiser.zero_grad()\n",
+            "            optimiser = torch.optim.Adam(self.parameters(), lr=lr)\n"
+            "            optimiser.zero_grad()\n",
+        ),
+        ("mended_e_sign", "E", "the sign is flipped", "loss.backward()", "(-loss).backward()"),
+        ("mended_e_beta_0", "E", "has not the weight 1", "self.loss(x, 1.0,", "self.loss(x, 0.0,"),
+        ("mended_e_beta_2", "E", "has not the weight 1", "self.loss(x, 1.0,", "self.loss(x, 2.0,"),
+        (
+            "mended_e_warm_up",
+            "E",
+            "are not those that",
+            "self.loss(x, 1.0,",
+            "self.loss(x, len(losses) / steps,",
+        ),
+        (
+            "mended_e_nothing_returned",
+            "checks E",
+            "does not return its losses",
+            "        return losses",
+            "        self.losses = losses",
+        ),
+        (
+            "mended_e_last_loss",
+            "checks E",
+            "does not return its losses",
+            "        return losses",
+            "        return losses[-1]",
+        ),
+        (
+            "mended_e_fixed_generator",
+            "E",
+            "the draws that the generator gives",
+            "loss = self.loss(x, 1.0, generator)",
+            "loss = self.loss(x, 1.0, torch.Generator().manual_seed(0))",
+        ),
+        (
+            "mended_e_same_noise_each_step",
+            "E",
+            "the draws that the generator gives",
+            "loss = self.loss(x, 1.0, generator)",
+            "loss = self.loss(x, 1.0, generator.clone_state())",
+        ),
+        (
+            "mended_e_some_images",
+            "E",
+            "some of the images are left out",
+            "self.loss(x, 1.0,",
+            "self.loss(x[: (len(x) + 1) // 2], 1.0,",
+        ),
+        ("mended_e_sgd", "E", "moves a parameter by 0.01", "torch.optim.Adam", "torch.optim.SGD"),
+        (
+            "mended_e_weight_decay",
+            "E",
+            "are not those that",
+            "lr=lr)",
+            "lr=lr, weight_decay=0.01)",
+        ),
+        (
+            "mended_e_one_step_less",
+            "checks E",
+            "does not return its losses",
+            "in range(steps)",
+            "in range(max(steps - 1, 1))",
+        ),
+        (
+            "mended_f_several_draws",
+            "F",
+            "is not, on average",
+            "        z = self.sample_latent(mean, logvar, generator)\n        return -self.reconstruction(x, "
+            "self.decode(z)) -",
+            "        draws = [self.sample_latent(mean, logvar, generator) for _ in range(8)]\n"
+            "        errors = [self.reconstruction(x, self.decode(z)) for z in draws]\n"
+            "        return -torch.stack(errors).mean(0) -",
+        ),
+        (
+            "mended_f_mode_switched",
+            "F",
+            "switches the mode",
+            "    def elbo(self, x, generator):\n",
+            "    def elbo(self, x, generator):\n        self.train()\n",
+        ),
+        (
+            "mended_f_nan_in_eval",
+            "F",
+            "is not finite",
+            "- self.kl(mean, logvar)\n\n    def fit",
+            "- self.kl(mean, logvar) * (1.0 if self.training else float('nan'))\n\n    def fit",
+        ),
+        (
+            "mended_g_no_gradient",
+            "G",
+            "no gradient, or a wrong one",
+            "    def sample_latent(",
+            "    def decode(self, z):\n        return self.decoder(z.detach())\n\n    def sample_latent(",
+        ),
+        (
+            "mended_g_limited",
+            "G",
+            "are limited (clamped)",
+            "    def sample_latent(",
+            "    def decode(self, z):\n        return self.decoder(z).clamp(-20, 20)\n\n"
+            "    def sample_latent(",
+        ),
+        (
+            "mended_g_squashed_in_eval",
+            "G",
+            "ends in a sigmoid",
+            "    def sample_latent(",
+            "    def decode(self, z):\n        logits = self.decoder(z)\n"
+            "        return logits if self.training else logits.sigmoid()\n\n    def sample_latent(",
+        ),
+        (
+            "mended_g_sample_fixed",
+            "G",
+            "no z of its own",
+            "    def sample_latent(",
+            "    def sample(self, n, generator):\n"
+            "        return super().sample(n, torch.Generator().manual_seed(0))\n\n    def sample_latent(",
+        ),
+        (
+            "mended_a_nan",
+            "checks A D E F",
+            "",
+            'reduction="none").sum(dim=1)',
+            "reduction=\"none\").sum(dim=1) * float('nan')",
+        ),
+        (
+            "mended_a_no_gradient",
+            "A",
+            "no gradient, or a wrong one",
+            "        return F.binary_cross_entropy_with_logits(logits, x",
+            "        return F.binary_cross_entropy_with_logits(logits.detach(), x",
+        ),
+        (
+            "mended_a_limited",
+            "A",
+            "",
+            ".sum(dim=1)",
+            ".sum(dim=1).clamp(max=10000)",
         ),
         (
             "mended_half",
@@ -886,6 +1442,51 @@ return beta * kl.mean() - p.log_prob(x).sum(-1).mean()
             "torch.optim.AdamW(vae.parameters(), lr=4e-3)",
         ),
         (
+            "train_cosine_schedule",
+            "",
+            "",
+            "lr=3e-3)\n",
+            "lr=8e-3)\n    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(epochs, 1))\n",
+            "            step += 1\n",
+            "            step += 1\n        rate.step()\n",
+        ),
+        (
+            "train_steps_down",
+            "",
+            "",
+            "lr=3e-3)\n",
+            "lr=1e-2)\n    rate = torch.optim.lr_scheduler.StepLR(optimiser, 15, 0.1)\n",
+            "            step += 1\n",
+            "            step += 1\n        rate.step()\n",
+        ),
+        (
+            "train_slow_start_and_clipping",
+            "",
+            "",
+            "lr=3e-3)\n",
+            "lr=4e-3)\n    rates = torch.optim.lr_scheduler\n"
+            "    rate = rates.LambdaLR(optimiser, lambda s: min(1, (s + 1) / 50))\n",
+            "            optimiser.step()\n",
+            "            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)\n"
+            "            optimiser.step()\n            rate.step()\n",
+        ),
+        (
+            "train_weight_decay_gradients_kept",
+            "",
+            "",
+            "lr=3e-3)",
+            "lr=3e-3, weight_decay=1e-5)",
+            "zero_grad()",
+            "zero_grad(set_to_none=False)",
+        ),
+        (
+            "train_rmsprop",
+            "",
+            "",
+            "torch.optim.Adam(vae.parameters(), lr=3e-3)",
+            "torch.optim.RMSprop(vae.parameters(), lr=2e-3)",
+        ),
+        (
             "train_data_loader",
             "",
             "",
@@ -901,6 +1502,30 @@ return beta * kl.mean() - p.log_prob(x).sum(-1).mean()
             "",
             "[w for part in parts for w in part.parameters()]",
             "self.parameters()",
+        ),
+        (
+            "mended_in_training_mode",
+            "",
+            "",
+            "        losses = []\n",
+            "        losses = []\n        self.train()\n",
+            "optimiser.zero_grad()",
+            "optimiser.zero_grad(set_to_none=False)",
+        ),
+        (
+            "mended_other_order_of_draws",
+            "",
+            "",
+            "logits = self.decode(self.sample_latent(mean, logvar, generator))",
+            "noise = torch.randn(mean.shape[::-1], generator=generator, dtype=mean.dtype).mT\n"
+            "        logits = self.decode(mean + (logvar / 2).exp() * noise)",
+        ),
+        (
+            "mended_losses_as_tensors",
+            "",
+            "",
+            "losses.append(loss.item())",
+            "losses.append(loss.detach())",
         ),
         (
             "mended_float64_noise",
