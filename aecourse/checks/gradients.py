@@ -139,11 +139,10 @@ def parameters(task: Task, student: Student, draw) -> None:
             )
         mean.requires_grad_()
         logvar.requires_grad_()
-        given = f, mean, logvar, noise
-        if task.name == "score_function_gradient":  # a sample as reparameterize returns it; a baseline of 0
-            sample = mean + torch.exp(logvar / 2) * ((noise - mean) / torch.exp(logvar / 2)).detach()
-            given = f, mean, logvar, sample, mean.sum() - mean.detach().sum()
-        got = student(*given, where=f"{case.label}, inputs that require gradients")
+        samples = task.name == "score_function_gradient"
+        if samples:  # the fourth is one, as reparameterize returns it
+            noise = mean + torch.exp(logvar / 2) * ((noise - mean) / torch.exp(logvar / 2)).detach()
+        got = student(f, mean, logvar, noise, where=f"{case.label}, inputs that require gradients")
         if isinstance(got, tuple | list) and any(part is None for part in got):
             raise Wrong(
                 "None is returned when the inputs require gradients already. Only leaves of a "
@@ -163,6 +162,18 @@ def parameters(task: Task, student: Student, draw) -> None:
                 "samples come with a graph that leads back to them. Detach what must not be differentiated.",
                 case=where,
             )
+        if samples:
+            zero = mean.sum() - mean.detach().sum()
+            got, plainly = (
+                student(f, mean, logvar, noise, baseline, where=f"{case.label}, a baseline")
+                for baseline in (zero, zero.detach())
+            )
+            if same(plainly, want, 1e-4, 1e-4) and not same(got, want, 1e-4, 1e-4):
+                raise Wrong(
+                    "wrong when the baseline comes with a graph, as from a network that is trained along. It is a "
+                    "constant: detach it.",
+                    case=where,
+                )
 
 
 # ---- reparameterize(mean, logvar, eps): z from the noise
