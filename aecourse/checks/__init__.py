@@ -11,6 +11,8 @@ integrands) that tests hand to a student's function.
 
 from collections.abc import Callable
 
+import torch
+
 from aecourse.checks.core import Cause, Draw, Wrong, find
 from aecourse.checks.naming import ELSEWHERE, diagnose
 from aecourse.checks.student import Student
@@ -31,15 +33,16 @@ def check(name: str, function: Callable) -> None:
     """
     task = find(name)
     student = Student(task, {name: function}, quiet=False)
-    try:
-        for what, why in task.properties(student):
-            if why:
-                print(f"  ✗ {what}")
-                cause = diagnose(task, student, Draw(0))
-                raise Wrong(f"{why}.", Cause() if cause == ELSEWHERE else cause)
-            print(f"  ✓ {what}")
-    except Wrong as wrong:
-        raise wrong.about(task) from None
+    with torch.random.fork_rng(devices=[]):
+        try:
+            for what, why in task.properties(student):
+                if why:
+                    print(f"  ✗ {what}")
+                    cause = diagnose(task, student, Draw(0))
+                    raise Wrong(f"{why}.", Cause() if cause == ELSEWHERE else cause)
+                print(f"  ✓ {what}")
+        except Wrong as wrong:
+            raise wrong.about(task) from None
     print(f"{name} passes its visible checks. The hidden tests look closer: see the comments in their cells.")
 
 
@@ -59,7 +62,8 @@ def grade(name: str, kind: str, namespace: dict, *, seed: int) -> None:
     task = find(name)
     if kind not in task.tests:
         raise ValueError(f"{name} has the tests {', '.join(task.tests)}, and no {kind!r}.")
-    try:
-        task.tests[kind](task, Student(task, namespace), Draw(seed))
-    except Wrong as wrong:
-        raise wrong.about(task) from None
+    with torch.random.fork_rng(devices=[]):  # what is drawn there is drawn for this test alone
+        try:
+            task.tests[kind](task, Student(task, namespace), Draw(seed))
+        except Wrong as wrong:
+            raise wrong.about(task) from None

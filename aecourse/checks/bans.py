@@ -1,7 +1,14 @@
-"""While a student's function is tested ready-made answers refuse; then torch's settings are put back."""
+"""While a student's function is tested ready-made answers refuse; then torch's settings are put back.
+
+In the sandbox the library itself is not there, and what refuses are functions of torch. A function that
+somebody makes of the same code refuses, too, and so does a second copy of the module among those that are
+loaded. Who goes further, and runs the source of torch's function as their own, could as well have copied the
+formula from there, or from a book: no ban can tell that from writing it.
+"""
 
 import contextlib
 import functools
+import gc
 import sys
 import types
 from collections.abc import Iterator
@@ -33,16 +40,23 @@ def banned(names: tuple[str, ...]) -> Iterator[None]:
 
     The body of each function is exchanged for one that raises, so that an alias does not help. ``names`` are
     dotted: a function, a class (all its methods) or a module (everything that is defined in it).
+
+    Raises:
+        Refused: at the end, if something has been put back in the meantime.
     """
-    exchanges = _refusals(names, len(sys.modules))  # an import may bring more of them
+    library, named = _refusals(names, len(sys.modules))  # an import may bring more of them
+    exchanges = [*library, *named, *_copies(names, named)]
     codes = [function.__code__ for function, _ in exchanges]
     try:
         for function, refusal in exchanges:
             function.__code__ = refusal
         yield
     finally:
+        lifted = [function for function, refusal in exchanges if function.__code__ is not refusal]
         for (function, _), code in zip(exchanges, codes):
             function.__code__ = code
+        if lifted:
+            raise Refused(f"{lifted[0].__module__} {REFUSED}")
 
 
 @contextlib.contextmanager
@@ -61,14 +75,47 @@ def settings_kept() -> Iterator[None]:
         torch.set_grad_enabled(gradients)
 
 
+Exchanges = list[tuple[types.FunctionType, types.CodeType]]
+
+
 @functools.lru_cache(maxsize=64)
-def _refusals(names: tuple[str, ...], loaded: int) -> list[tuple[types.FunctionType, types.CodeType]]:
-    """The functions that `banned` exchanges, each once, and what for; looked up once for many calls."""
-    found = {}
-    for name in (*(f"aecourse.{module}" for module in LIBRARY), *names):
-        for function in _functions(name):
-            found[function] = _refusal(name, function.__code__.co_freevars)
-    return list(found.items())
+def _refusals(names: tuple[str, ...], loaded: int) -> tuple[Exchanges, Exchanges]:
+    """The functions that `banned` exchanges, each once, and what for: those of the library, then those of
+    these names; looked up once for many calls."""
+    library = {f: r for module in LIBRARY for f, r in _refused(f"aecourse.{module}")}
+    named = {f: r for name in names for f, r in _refused(name)}
+    return list(library.items()), list(named.items())
+
+
+def _refused(name: str) -> Iterator[tuple[types.FunctionType, types.CodeType]]:
+    for function in _functions(name):
+        yield function, _refusal(name, function.__code__.co_freevars)
+
+
+_last_copies: dict[tuple[str, ...], tuple[list[int], Exchanges]] = {}
+
+
+def _copies(names: tuple[str, ...], exchanges: Exchanges) -> Exchanges:
+    """Other functions that somebody has made of the code of these, and what to exchange it for.
+
+    Who has one holds on to the code, which shows in its count of references; else nothing is looked for.
+    """
+    refusals = {_refusal.__code__: None}  # this one, of which nobody makes another, has the usual count
+    refusals |= {function.__code__: refusal for function, refusal in exchanges}
+    usual, *counts = map(sys.getrefcount, refusals)
+    if max(counts, default=usual) <= usual:
+        return []
+    before, found = _last_copies.get(names, ([], []))
+    if counts != before:
+        del refusals[_refusal.__code__]
+        known = {function for function, _ in exchanges}
+        found = [
+            (other, refusals[other.__code__])
+            for other in gc.get_referrers(*refusals)
+            if isinstance(other, types.FunctionType) and other not in known and other.__code__ in refusals
+        ]
+        _last_copies[names] = counts, found
+    return found
 
 
 def _functions(name: str) -> Iterator[types.FunctionType]:
@@ -79,8 +126,14 @@ def _functions(name: str) -> Iterator[types.FunctionType]:
     for word in words[depth:]:
         thing = getattr(thing, word, None)
     if isinstance(thing, types.ModuleType):
+        file = vars(thing).get("__file__")
+        others = [m for m in list(sys.modules.values()) if isinstance(m, types.ModuleType)]
+        modules = [m for m in others if file and vars(m).get("__file__") == file] or [thing]
         things = [
-            value for value in vars(thing).values() if getattr(value, "__module__", "") == thing.__name__
+            value
+            for module in modules
+            for value in list(vars(module).values())
+            if getattr(value, "__module__", "") == vars(module).get("__name__")
         ]
     else:
         things = [thing]

@@ -123,9 +123,8 @@ def parameters(task: Task, student: Student, draw) -> None:
         f, mean, logvar, noise = prepared(case.arguments, f64)
         where = case.label
         want = task.reference(f, mean, logvar, noise)
-        detached = mean.clone(), logvar.clone(), noise.clone()
-        got = student(f, *detached, where=case.label)
-        if any(part.requires_grad for part in detached):
+        got = student(f, mean, logvar, noise, where=case.label)
+        if student.effects.required(f, mean, logvar, noise):
             raise Wrong(
                 "an input requires gradients after the call, and did not before. Leave the inputs "
                 "as they are: work on detached copies.",
@@ -150,7 +149,7 @@ def parameters(task: Task, student: Student, draw) -> None:
                 "torch.autograd.grad.",
                 case=where,
             )
-        if mean.grad is not None or logvar.grad is not None:
+        if student.effects.slopes(mean, logvar, noise):
             raise Wrong(
                 "backward() leaves gradients in mean.grad or logvar.grad, where the next call, or "
                 "the training loop, adds to them. Work on detached copies, or use torch.autograd.grad.",

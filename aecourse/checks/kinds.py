@@ -29,7 +29,7 @@ from aecourse.checks.core import (
 from aecourse.checks.modules import weighted_sum
 from aecourse.checks.naming import ELSEWHERE, call, diagnose
 from aecourse.checks.precision import Look, lost_digits, right_answer
-from aecourse.checks.student import Student, copies
+from aecourse.checks.student import Student
 
 STEP = 1e-6  # of a finite difference
 
@@ -43,11 +43,10 @@ def values(task: Task, student: Student, draw: Draw) -> None:
 
     looks = remembered(looks_of, task, draw, "values")
     given = [task.build(*prepared(case.arguments, dtype)) for case, dtype, _ in looks]
-    before = [copies(arguments) for arguments in given]
     results = student.each([call(a, case, dtype) for a, (case, dtype, _) in zip(given, looks)])
-    for (case, dtype, want), arguments, then, got in zip(looks, given, before, results):
+    for (case, dtype, want), arguments, got in zip(looks, given, results):
         where = f"{case.label}, {dtype_name(dtype)}"
-        student.refuse_changes(arguments, then, where)
+        student.refuse_changes(arguments, where)
         if not same_shape(got, want):
             raise _wrong(
                 f"{shape(got)} is returned, not {shape(want)}.", diagnose(task, student, draw), where
@@ -113,7 +112,7 @@ def _right_slopes(task: Task, looks: list[tuple[Case, torch.dtype]]) -> list[tup
     answers = [task.reference(*task.build(*own), **case.keywords) for own, (case, _) in zip(leaves, looks)]
     slopes = _slopes(task, answers, leaves)
     return [
-        (copies(answer) if isinstance(answer, tuple) else answer.detach(), right)
+        (tuple(p.detach() for p in answer) if isinstance(answer, tuple) else answer.detach(), right)
         for answer, right in zip(answers, slopes)
     ]
 
@@ -139,12 +138,12 @@ def gradients(task: Task, student: Student, draw: Draw) -> None:
             calls.append(call(task.build(*moved), first, f64))
     results = student.each(calls)
     answers = []
-    for (case, dtype), own, (want, _), got in zip(looks, leaves, right, results):
+    for (case, dtype), (given, _, _), (want, _), got in zip(looks, calls, right, results):
         where = f"{case.label}, {dtype_name(dtype)}"
         if not same_shape(got, want):
             words = f"without {shape(want)} there is no gradient to check."
             raise Wrong(words, case=where, reason=FOLLOWS)
-        if any(own[position].grad is not None for position in task.differentiate):
+        if student.effects.slopes(given):
             raise Wrong(
                 ".backward() is called inside, and leaves its slopes in the .grad of the parameters, where "
                 "the optimiser takes them for the loss's. Use torch.autograd.grad.",

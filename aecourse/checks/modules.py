@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from aecourse.checks.calling import Answers, call_here, exchanged, given_in
+
 
 class Held:
     """A ``torch.nn.Module`` behind a few operations whose arguments and results are plain data."""
@@ -10,9 +12,9 @@ class Held:
     def __init__(self, module: torch.nn.Module):
         self.module = module
 
-    def each(self, method: str, calls: list[tuple]) -> list:
-        """The results of a method, or of a submodule, for each tuple of arguments."""
-        return [getattr(self.module, method)(*arguments) for arguments in calls]
+    def each(self, method: str, calls: list[tuple[tuple, dict]]) -> Answers:
+        """The results of a method, or of a submodule, for each pair of arguments and keywords."""
+        return call_here(getattr(self.module, method), calls)
 
     def state(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers, by name."""
@@ -32,7 +34,8 @@ class Held:
     def parameter_gradients(self, method: str, arguments: tuple) -> dict[str, Tensor | None]:
         """Gradients, by parameter, of the `weighted_sum` of a method's results."""
         names, parameters = zip(*self.module.named_parameters())
-        result = getattr(self.module, method)(*arguments)
+        copies = {tensor: tensor.detach().clone() for tensor in given_in(arguments)}
+        result = getattr(self.module, method)(*exchanged(arguments, copies.__getitem__))
         parts = [part for part in (result if isinstance(result, tuple | list) else (result,))]
         parts = [part for part in parts if isinstance(part, Tensor) and part.requires_grad]
         if not parts:

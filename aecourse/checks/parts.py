@@ -16,8 +16,12 @@ class Part:
     def __init__(self, *tensors: Tensor):
         self.tensors = tensors
 
+    def of(self, *tensors: Tensor) -> "Part":
+        """The same function of other tensors."""
+        return type(self)(*tensors)
+
     def to(self, dtype: torch.dtype) -> "Part":
-        return type(self)(*(tensor.detach().clone().to(dtype) for tensor in self.tensors))
+        return self.of(*(tensor.detach().clone().to(dtype) for tensor in self.tensors))
 
 
 class Affine(Part):

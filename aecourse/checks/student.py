@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import re
 import types
 import warnings
@@ -11,30 +12,36 @@ import torch
 from torch import Tensor
 
 from aecourse.checks.bans import Refused, banned, settings_kept
+from aecourse.checks.calling import Effects, call_here
 from aecourse.checks.core import UNWRITTEN, Seed, Task, Wrong, find, same, undefined
 from aecourse.checks.modules import Held
+
+MOST_PARAMETERS = 500_000  # of a module; a dimension of size 0 counts as one of size 1
 
 
 class Student:
     """A student's function, to be called safely.
 
     A call converts the case's tensors, keeps warnings (which nbgrader takes for failures) and, when quiet,
-    prints to itself, refuses ready-made answers, and turns every error into `Wrong`.
+    prints to itself, refuses ready-made answers, and turns every error into `Wrong`. What it does to its
+    arguments reaches nothing here: it is looked at, and kept.
+
+    Attributes:
+        effects: what the last calls, or the last method of a module, did to their arguments.
     """
 
     def __init__(self, task: Task, namespace: dict, quiet: bool = True):
         self.task, self.namespace, self.quiet = task, namespace, quiet
         self.function = namespace.get(task.name)
+        self.effects = Effects()
         if not callable(self.function):
             raise undefined(task.name)
 
     def __call__(self, *arguments, where: str = "", **keywords):
         """The result: a plain tensor, a number, or a tuple or list of these."""
-        if self.quiet:
-            return self.plain(self.raw(*arguments, where=where, **keywords), where)
-        before = copies(arguments)  # in a visible check; the hidden test of the values looks for itself
         result = self.plain(self.raw(*arguments, where=where, **keywords), where)
-        self.refuse_changes(arguments, before, where)
+        if not self.quiet:  # in a visible check; the hidden test of the values looks for itself
+            self.refuse_changes((arguments, keywords), where)
         return result
 
     def each(self, calls: list[tuple[tuple, dict, str]]) -> Iterator:
@@ -47,35 +54,34 @@ class Student:
             for arguments, keywords, where in calls:
                 yield self(*arguments, where=where, **keywords)
             return
-        each = getattr(self.function, "each", None) if getattr(self.function, "elsewhere", False) else None
         with self.running():
-            results, error = (each or self._each)([(given, keywords) for given, keywords, _ in calls])
+            results, error = self._called([(given, keywords) for given, keywords, _ in calls])
         for result, (_, _, where) in zip(results, calls):
             yield self.plain(result, where)
         if error is not None:
             with self.running(calls[len(results)][2]):
                 raise error
 
-    def _each(self, calls: list[tuple[tuple, dict]]) -> tuple[list, Exception | None]:
+    def _called(self, calls: list[tuple[tuple, dict]]) -> tuple[list, Exception | None]:
         """The results of (arguments, keywords), and the error that ended them early."""
-        results = []
-        for arguments, keywords in calls:
-            try:
-                results.append(self.function(*arguments, **keywords))
-            except Exception as error:
-                return results, error
-        return results, None
+        elsewhere = getattr(self.function, "elsewhere", False)
+        results, error, self.effects = (
+            self.function.each(calls) if elsewhere else call_here(self.function, calls)
+        )
+        return results, error
 
-    def refuse_changes(self, arguments: tuple, before: tuple, where: str) -> None:
-        """Raise `Wrong` if a call has changed its arguments."""
-        for now, then in zip(arguments, before):
-            if isinstance(now, Tensor) and not torch.equal(now, then):
-                raise self.wrong("an input is changed in place. Leave the inputs as they are.", where)
+    def refuse_changes(self, given: tuple, where: str) -> None:
+        """Raise `Wrong` if the last calls have changed what they were given."""
+        if self.effects.changed(given):
+            raise self.wrong("an input is changed in place. Leave the inputs as they are.", where)
 
     def raw(self, *arguments, where: str = "", **keywords):
         """The result as it is; for classes, whose result is a module."""
         with self.running(where):
-            return self.function(*arguments, **keywords)
+            results, error = self._called([(arguments, keywords)])
+            if error is not None:
+                raise error
+            return results[0]
 
     @contextlib.contextmanager
     def running(self, where: str = "") -> Iterator[None]:
@@ -151,11 +157,6 @@ def _raised_in(error: Exception, default: str) -> str:
     return default
 
 
-def copies(arguments: tuple) -> tuple:
-    """The arguments, with copies of the tensors."""
-    return tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in arguments)
-
-
 class ModuleProxy:
     """A student's ``torch.nn.Module``, handled by name only: methods are called with plain arguments, and
     parameters are read and set as plain tensors. So the module itself may live in another process.
@@ -184,13 +185,26 @@ class ModuleProxy:
         """The results of many calls, one for each tuple of arguments; quicker than one at a time."""
         where = f"{method}, {where}" if where else method
         with self.student.running(where):
-            results = self.held.each(method, [_generators(arguments) for arguments in calls])
-        return [self.student.plain(result, where) for result in results]
+            answers = self.held.each(method, [(_generators(arguments), {}) for arguments in calls])
+            self.student.effects = answers.effects
+            if answers.error is not None:
+                raise answers.error
+        return [self.student.plain(result, where) for result in answers.results]
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of all parameters and buffers, by name."""
+        """Copies of all parameters and buffers, by name.
+
+        Raises:
+            Wrong: their sizes are beyond all need. Tests make tensors of such sizes.
+        """
         with self.student.running("state_dict"):
-            return self.held.state()
+            state = self.held.state()
+        if sum(math.prod(max(n, 1) for n in value.shape) for value in state.values()) > MOST_PARAMETERS:
+            raise self.student.wrong(
+                f"the module has more than {MOST_PARAMETERS:,} parameters. Take fewer hidden units: a few "
+                "hundred are enough."
+            )
+        return state
 
     def load(self, state: dict[str, Tensor]) -> "ModuleProxy":
         """Set all parameters; the module takes their dtype. Refused when names or shapes differ."""

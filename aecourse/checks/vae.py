@@ -5,7 +5,6 @@ and compares with the same network written as plain matrix products, or with the
 another task has tested these, so that one mistake costs one cell.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from itertools import pairwise, product
@@ -208,9 +207,9 @@ def network_values(task: Task, student: Student, draw: Draw) -> None:
     needs(same(first, second, 0, 0), "two calls differ. Nothing is drawn here: no dropout.")
     for (label, sizes, state, x), dtype in product(cases, (f64, f32)):
         where, x = label, x.to(dtype)
-        module, before = loaded(student, sizes, state, dtype), x.clone()
+        module = loaded(student, sizes, state, dtype)
         got, want = forward(module, x, label), network(state, x.to(f64))
-        needs(torch.equal(x, before), "the input is changed in place. Leave it as it is.", case=where)
+        needs(not student.effects.changed(x), "the input is changed in place. Leave it as it is.", case=where)
         if shape(got) != shape(want):
             raise Wrong(f"forward returns {shape(got)}, not {shape(want)}.", case=where)
         if not same(got, want, 1e-4, 1e-4):
@@ -901,14 +900,21 @@ def spots(count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(4 * (radius - distance))
 
 
-@functools.lru_cache(maxsize=64)
 def _vae_sizes(dim: int, latent_dim: int, encoding: int, decoding: int) -> dict[str, tuple]:
-    """The shapes of a VAE's parameters, by name, for these numbers of hidden units."""
-    decoder = shapes_of(network_state(Draw(0), ("logits",), latent_dim, decoding, dim))
-    return {
-        **shapes_of(vae_state(Draw(0), dim, encoding, latent_dim)),
-        **{f"decoder.{name}": size for name, size in decoder.items()},
+    """The shapes of a VAE's parameters, by name, for these numbers of hidden units.
+
+    They are a student's, and no tensor is made of them here.
+    """
+    layers = {
+        "encoder.hidden": (encoding, dim),
+        **{f"encoder.{head}": (latent_dim, encoding) for head in HEADS["Encoder"]},
+        "decoder.hidden": (decoding, latent_dim),
+        **{f"decoder.{head}": (dim, decoding) for head in HEADS["Decoder"]},
     }
+    sizes = {}
+    for name, (rows, columns) in layers.items():
+        sizes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+    return sizes
 
 
 def trained(student: Student, *arguments, where: str = "") -> tuple[ModuleProxy, dict]:
@@ -947,10 +953,10 @@ def equal_states(left: dict, right: dict) -> bool:
 
 def train_properties(student: Student):
     images = spots(60, torch.Generator().manual_seed(0))
-    before = images.clone()
     vae, end = trained(student, images, 2, 1, 0, where="60 images, 1 epoch")
+    unchanged = not student.effects.changed(images)
     yield "a VAE with the right sizes", ""
-    yield "images unchanged", "" if torch.equal(images, before) else "the images are changed in place"
+    yield "images unchanged", "" if unchanged else "the images are changed in place"
     mode = vae.training()
     yield "in evaluation mode", "call .eval() on the model before it is returned" if mode else ""
     same_again = equal_states(end, trained(student, images, 2, 1, 0)[1])
@@ -962,7 +968,7 @@ def train_properties(student: Student):
 def train_seed(task: Task, student: Student, draw: Draw) -> None:
     """The seed decides everything, and the global random state is as it was."""
     images = spots(60, draw.generator)
-    before, seed = images.clone(), 1000 + draw.seed().number % 1000
+    seed = 1000 + draw.seed().number % 1000
     runs = []
     with torch.random.fork_rng(devices=[]):
         for number, moment in ((seed, 1), (seed, 2), (seed + 1, 1)):
@@ -970,7 +976,7 @@ def train_seed(task: Task, student: Student, draw: Draw) -> None:
             state = torch.random.get_rng_state()
             runs.append(trained(student, images, 2, 2, number)[1])
             untouched = torch.equal(state, torch.random.get_rng_state())
-            needs(torch.equal(images, before), "the images are changed in place.")
+            needs(not student.effects.changed(images), "the images are changed in place.")
     needs(
         not equal_states(runs[0], runs[2]),
         "two seeds give the same parameters: the seed is ignored, or another one is fixed inside.",

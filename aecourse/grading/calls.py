@@ -1,10 +1,12 @@
 """The child of one submission at work, inside the sandbox: it runs cells, calls functions, differentiates.
 
 It reads requests from its own socket: run this cell, call that function, give me a vector-Jacobian product.
-The tests are not here; a child sees their inputs when it is called, and no more.
+The tests are not here; a child sees their inputs when it is called, and no more. It asks back in one case:
+where what it has been given is a function of something else that it has been given, and it differentiates it.
 """
 
 import contextlib
+import functools
 import io
 import socket
 import sys
@@ -13,6 +15,7 @@ import traceback
 import torch
 
 from aecourse.checks.bans import banned, settings_kept
+from aecourse.checks.calling import Calls, Copies, given_in
 from aecourse.checks.modules import Held
 from aecourse.grading import wire
 
@@ -45,8 +48,9 @@ class Child:
     Graphs of results and modules are kept under numbers until the trusted side says that they may go.
     """
 
-    def __init__(self, shell):
-        self.shell, self.graphs, self.modules, self.count = shell, {}, {}, 0
+    def __init__(self, shell, channel: socket.socket):
+        self.shell, self.channel = shell, channel
+        self.graphs, self.modules, self.count = {}, {}, 0
 
     def number(self) -> int:
         self.count += 1
@@ -70,46 +74,41 @@ class Child:
     def value(self, name: str):
         return self.shell.user_ns[name]
 
-    def call(self, target: list, calls: list, forbidden: tuple, state) -> tuple:
+    def call(self, target: list, calls: list, forbidden: tuple, state, above: list | None) -> tuple:
         """Call a function by name, or a method of a module by number, once for each of ``calls``.
 
         target: [name] or [number, method]. calls: pairs of positional and keyword arguments. forbidden: the
-        names of ready-made answers. state: of torch's global random numbers and gradient mode.
-        Returns (result, effects on its arguments) of each call, the number of their graph, the random state
-        if it is another, and (kind, words) of the error that ended them early.
+        names of ready-made answers. state: of torch's global random numbers and gradient mode. above: for
+        each call which of its tensors are functions of which, where any are: see `Graph`.
+        Returns (result, effects on its tensors, generators) of each call, the number of their graph, whether
+        torch's global random state has moved, and (kind, words) of the error that ended them early.
         """
-        random, differentiable = state
-        if random is not None:
-            torch.set_rng_state(random)
-        before = torch.get_rng_state()
-        with settings_kept(), torch.set_grad_enabled(differentiable), banned(forbidden):
+        made, results, failure = Calls(), [], None
+        with self._surroundings(forbidden, state) as moved:
             if len(target) == 1:
                 function = self.shell.user_ns[target[0]]
             else:
                 function = getattr(self.modules[target[0]].module, target[1])
-            results, outputs, leaves, failure = [], [], [], None
-            for arguments, keywords in calls:
+            for number, (arguments, keywords) in enumerate(calls):
+                mine = {int(n): others for n, others in above[number].items()} if above else {}
                 try:
-                    results.append(self._call(function, arguments, keywords, outputs, leaves))
+                    results.append(self._call(made, function, arguments, keywords, number, mine))
                 except BaseException as error:  # SystemExit and KeyboardInterrupt of a student included
                     failure = _words(error)
                     break
         number = 0
-        if outputs and leaves:
+        if made.outputs and made.sources:
             number = self.number()
-            self.graphs[number] = (outputs, leaves)
-        after = torch.get_rng_state()
-        return results, number, None if torch.equal(before, after) else after, failure
+            self.graphs[number] = made
+        return results, number, moved(), failure
 
-    def _call(self, function, arguments: tuple, keywords: dict, outputs: list, leaves: list) -> tuple:
-        """One call: what crosses of its result, and of its effects. Its graph goes to outputs and leaves."""
-        given = wire.tensors_of((arguments, keywords))
-        before = [(tensor.detach().clone(), tensor.requires_grad) for tensor in given]
-        leaf_of = [_leaf(tensor) for tensor in given]
-        own = [leaf for leaf in leaf_of if leaf.requires_grad]
-        result = function(*arguments, **keywords)
-        each = (_effect(now, leaf.grad, *then) for now, leaf, then in zip(given, leaf_of, before))
-        effects = {str(i): effect for i, effect in enumerate(each) if effect is not None}
+    def _call(
+        self, made: Calls, function, arguments: tuple, keywords: dict, number: int, above: dict
+    ) -> tuple:
+        """One call: what crosses of its result, and of its effects."""
+        copies = Copies(given_in((arguments, keywords)), above, functools.partial(self._slopes, number))
+        result = made.make(function, arguments, keywords, copies)
+        effects = {str(n): tuple(effect) for n, effect in copies.effects().items()}
         generators = [a for a in (*arguments, *keywords.values()) if type(a) is torch.Generator]
         if isinstance(result, torch.nn.Module):
             number = self.number()
@@ -117,28 +116,36 @@ class Child:
             result = {"module": number}
         elif not isinstance(result, wire.KNOWN):
             result = {"object": type(result).__name__[:80]}
-        tensors = []
         try:  # what cannot cross is this call's error, not that of all
-            wire.describe(result, tensors)
+            wire.describe(result, {})
         except (AttributeError, RuntimeError, TypeError) as error:
             raise wire.WireError("something that cannot be read") from error
-        leaves += own
-        outputs += [tensor for tensor in tensors if tensor.requires_grad]
         return result, effects, generators
 
-    def pull(self, number: int, gradients: list) -> list:
-        """The vector-Jacobian product of a call: a gradient, or None, for each differentiable input."""
-        outputs, leaves = self.graphs[number]
-        pairs = [(output, slope) for output, slope in zip(outputs, gradients) if slope is not None]
-        if not pairs:
-            return [None] * len(leaves)
-        outputs, slopes = zip(*pairs)
-        return list(torch.autograd.grad(outputs, leaves, slopes, retain_graph=True, allow_unused=True))
+    def _slopes(self, call: int, number: int, slope: torch.Tensor) -> list:
+        """`Graph.slopes` of the present call's tensors, whose graph is on the other side."""
+        wire.send(self.channel, ("slopes", call, number, slope))
+        return wire.receive(self.channel, trusted=True)
 
-    def module(self, number: int, operation: str, arguments: tuple, forbidden: tuple):
-        """An operation of `Held` on a module."""
-        with banned(forbidden):
-            return getattr(self.modules[number], operation)(*arguments)
+    @contextlib.contextmanager
+    def _surroundings(self, forbidden: tuple, state):
+        """Those of a student's code; with a function that says whether the global random state has moved."""
+        random, differentiable = state
+        if random is not None:
+            torch.set_rng_state(random)
+        before = torch.get_rng_state()
+        with settings_kept(), torch.set_grad_enabled(differentiable), banned(forbidden):
+            yield lambda: not torch.equal(before, torch.get_rng_state())
+
+    def pull(self, number: int, gradients: list) -> list:
+        """The vector-Jacobian product of calls: a gradient, or None, for each differentiable input."""
+        return self.graphs[number].pull(gradients)
+
+    def module(self, number: int, operation: str, arguments: tuple, forbidden: tuple, state) -> tuple:
+        """The result of an operation of `Held`, and whether torch's global random state has moved."""
+        with self._surroundings(forbidden, state) as moved:
+            result = getattr(self.modules[number], operation)(*arguments)
+        return result, moved()
 
     def drop(self, numbers: list) -> None:
         for number in numbers:
@@ -148,10 +155,10 @@ class Child:
 
 def serve(shell, channel: socket.socket, most_output: int) -> None:
     """Answer requests until the socket closes."""
-    output, child = Output(most_output), Child(shell)
+    output, child = Output(most_output), Child(shell, channel)
     while True:
         try:
-            action, arguments, dropped = wire.receive(channel, graphs=True)
+            action, arguments, dropped = wire.receive(channel, trusted=True)
         except EOFError:
             return
         child.drop(dropped)
@@ -173,19 +180,6 @@ def _last_line(error: BaseException | None) -> str:
         return "" if error is None else "".join(traceback.format_exception_only(error))[:2000]
     except BaseException:  # an error may be of a student's own kind
         return "an error that cannot be shown"
-
-
-def _leaf(tensor):
-    """The tensor itself, or the leaf that it is a copy of."""
-    return tensor if tensor.is_leaf else tensor.grad_fn.next_functions[0][0].variable
-
-
-def _effect(now, slope, then, required: bool) -> tuple | None:
-    """What a call did to a tensor: its numbers, whether it requires gradients, its slope; or nothing."""
-    changed = now.shape == then.shape and not torch.equal(now, then) and not (now != now).any()
-    if slope is None and now.requires_grad == required and not changed:
-        return None
-    return now.detach(), now.requires_grad, slope
 
 
 def _words(error: BaseException) -> tuple[str, str]:

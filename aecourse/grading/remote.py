@@ -2,20 +2,23 @@
 
 A stand-in sends its arguments over the wire and gives the results back as tensors of this process. Where the
 student's result has a graph, the tensor here has one too, whose backward asks the sandbox for the
-vector-Jacobian product; so a test that differentiates needs no change. What a call does to its arguments, to
-its generators and to torch's global random state happens here as well.
+vector-Jacobian product; so a test that differentiates needs no change. What a call does to its arguments is
+told and not repeated here: only its generators, which are made for it, are advanced.
 """
 
+import functools
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from aecourse.checks.bans import Refused
+from aecourse.checks.calling import Answers, Effect, Effects, Graph, connected, given_in
 from aecourse.checks.core import Wrong
 from aecourse.checks.modules import Held
 from aecourse.grading.session import Gone, Session, StudentError
-from aecourse.grading.wire import BROKEN, plausible, tensors_of
+from aecourse.grading.wire import BROKEN, NONE, WireError
 
 
 class RemoteFunction:
@@ -31,13 +34,13 @@ class RemoteFunction:
         self.__name__ = name
 
     def __call__(self, *arguments, **keywords):
-        results, error = self.each([(arguments, keywords)])
+        results, error, _ = self.each([(arguments, keywords)])
         if error is not None:
             raise error
         return results[0]
 
-    def each(self, calls: list[tuple]) -> tuple[list, Exception | None]:
-        """The results for each pair of arguments and keywords, up to the first error; and that."""
+    def each(self, calls: list[tuple[tuple, dict]]) -> Answers:
+        """The results for each pair of arguments and keywords."""
         return call(self, self.target, calls)
 
 
@@ -48,14 +51,15 @@ class RemoteModule(Held):
         self.session, self.number, self.forbidden = session, number, forbidden
         weakref.finalize(self, session.dropped.append, number)
 
-    def each(self, method: str, calls: list[tuple]) -> list:
-        results, error = call(self, [self.number, method], [(arguments, {}) for arguments in calls])
-        if error is not None:
-            raise error
-        return results
+    def each(self, method: str, calls: list[tuple[tuple, dict]]) -> Answers:
+        return call(self, [self.number, method], calls)
 
     def _ask(self, operation: str, *arguments):
-        return _asked(self.session, "module", self.number, operation, arguments, self.forbidden)
+        session, state = self.session, _state(self.session)
+        answer = _asked(session, "module", self.number, operation, arguments, self.forbidden, state)
+        result, moved = _checked(session, answer, tuple, 2)
+        _notice(session, moved)
+        return result
 
     def state(self) -> dict[str, Tensor]:
         state = self._ask("state")
@@ -76,40 +80,85 @@ class RemoteModule(Held):
         return slopes
 
 
-def call(
-    target_of: RemoteFunction | RemoteModule, target: list, calls: list[tuple]
-) -> tuple[list, Exception | None]:
-    """The results of calling a function, or a module's method, with each pair of arguments and keywords, up
-    to the first error; and that."""
-    session = target_of.session
-    state = torch.get_rng_state()
-    known = session.random is not None and torch.equal(state, session.random)
-    surroundings = (None if known else state, torch.is_grad_enabled())
-    answer = _asked(session, "call", target, list(calls), target_of.forbidden, surroundings)
-    answers, graph, random, failure = _checked(session, answer, tuple, 4)
-    session.random = state if random is None else random
+def call(target_of: RemoteFunction | RemoteModule, target: list, calls: list[tuple[tuple, dict]]) -> Answers:
+    """The results of calling a function, or a module's method, with each pair of arguments and keywords."""
+    session, effects = target_of.session, Effects()
+    graphs = [Graph(given_in(each)) for each in calls]
+    above = [{str(n): others for n, others in graph.above.items()} for graph in graphs]
+    answer = _asked(
+        session,
+        *("call", target, list(calls), target_of.forbidden, _state(session), above if any(above) else None),
+        slopes=functools.partial(_slopes, graphs),
+    )
+    answers, number, moved, failure = _checked(session, answer, tuple, 4)
+    _notice(session, moved)
     try:
-        if random is not None:
-            torch.set_rng_state(plausible(random))
         error = None if failure is None else _error(StudentError(*map(str, failure)), target[-1])
         _checked(session, answers, list, len(calls) if error is None else min(len(answers), len(calls) - 1))
-        leaves = [tensor for tensor in tensors_of(list(calls[: len(answers)])) if tensor.requires_grad]
-        for parts, (arguments, keywords) in zip(answers, calls):
-            _, effects, generators = _checked(session, parts, tuple, 3)
-            _repeat(effects, generators, arguments, keywords)
+        for parts, each, graph in zip(answers, calls, graphs):
+            _, done, generators = _checked(session, parts, tuple, 3)
+            for place, effect in done.items():
+                effects.add(graph.tensors[int(place)], Effect(*(mark is True for mark in effect)))
+            _advance(each, generators)
     except BROKEN:
         raise _nonsense(session) from None
     results = [_stand_in(target_of, result) for result, _, _ in answers]
-    outputs = [tensor.detach() for tensor in tensors_of(results) if tensor.requires_grad]
-    if graph and leaves and outputs:
-        outputs = _Remote.apply(session, graph, outputs, *leaves)
-    return _replaced(results, iter(outputs)), error
+    given = [t for graph in graphs[: len(answers)] for t in graph.tensors if t.requires_grad]
+    return Answers(connected(results, _Pull(session, number, given), given), error, effects)
 
 
-def _asked(session: Session, action: str, *arguments):
+def _state(session: Session) -> tuple:
+    """What a student's code finds of torch's global state: random numbers, unless they are as the child left
+    them, and whether there are to be gradients."""
+    state = torch.get_rng_state()
+    known = session.random is not None and torch.equal(state, session.random)
+    session.random = state
+    return None if known else state, torch.is_grad_enabled()
+
+
+def _notice(session: Session, moved) -> None:
+    """When the child has drawn from its global random state, one number is drawn from the one here: it moves,
+    for all who look at it, and is still none that a student has chosen."""
+    if moved is True:
+        torch.rand(())
+        session.random = torch.get_rng_state()
+
+
+def _slopes(graphs: list[Graph], *question) -> list[Tensor | None]:
+    """What the child asks back in the middle of a call: `Graph.slopes` of a tensor that it has been given.
+
+    question: the number of the call among those that were sent, and the arguments.
+
+    Raises:
+        WireError: it has been given none of the kind.
+    """
+    try:
+        call, number, slope = question
+        graph = graphs[call]
+        tensor = graph.tensors[number]
+        if number in graph.above and slope.shape == tensor.shape and slope.dtype == tensor.dtype:
+            return graph.slopes(number, slope.detach())
+    except BROKEN:
+        pass
+    raise WireError(NONE)
+
+
+def _advance(arguments: tuple, generators: list) -> None:
+    """The generators of a call, as the call in the sandbox has left them.
+
+    Raises:
+        Exception: one of `BROKEN`: these are no generators, or not as many.
+    """
+    positional, keywords = arguments
+    ours = [a for a in (*positional, *keywords.values()) if type(a) is torch.Generator]
+    for mine, theirs in zip(ours, generators, strict=True):
+        mine.set_state(theirs.get_state())
+
+
+def _asked(session: Session, action: str, *arguments, slopes: Callable | None = None):
     """`Session.ask`, with the student's errors raised under their own names."""
     try:
-        return session.ask(action, *arguments)
+        return session.ask(action, *arguments, slopes=slopes)
     except StudentError as error:
         raise _error(error, action) from None
 
@@ -136,27 +185,6 @@ def _nonsense(session: Session) -> Gone:
     return Gone("nonsense")
 
 
-def _repeat(effects: dict, generators: list, arguments: tuple, keywords: dict) -> None:
-    """What a call in the sandbox did to its arguments, done to those here.
-
-    Raises:
-        Exception: one of `BROKEN`: these are no effects on such arguments.
-    """
-    given = tensors_of((arguments, keywords)) if effects else []
-    with torch.no_grad():
-        for index, (now, required, slope) in effects.items():
-            mine = given[int(index)]
-            if not torch.equal(mine, now):
-                mine.data.copy_(now)
-            if mine.is_leaf and mine.is_floating_point():
-                mine.requires_grad_(required is True)
-            if slope is not None:  # a backward pass there went on to what this comes from
-                mine.backward(slope.detach(), retain_graph=True)
-    ours = [a for a in (*arguments, *keywords.values()) if type(a) is torch.Generator]
-    for mine, theirs in zip(ours, generators, strict=True):
-        mine.set_state(theirs.get_state())
-
-
 def _stand_in(target_of: RemoteFunction | RemoteModule, result):
     """For a module in the sandbox its stand-in, for another object one that has its type's name and no more;
     otherwise the result."""
@@ -168,41 +196,20 @@ def _stand_in(target_of: RemoteFunction | RemoteModule, result):
     return result
 
 
-class _Graph:
-    """The number of a graph in the sandbox, which is dropped there when this is gone."""
+class _Pull:
+    """The backward of results whose graph has this number in the sandbox, where it goes when this is gone."""
 
-    def __init__(self, session: Session, number: int):
-        self.number = number
+    def __init__(self, session: Session, number: int, given: list[Tensor]):
+        self.session, self.number, self.shapes = session, number, [tensor.shape for tensor in given]
         weakref.finalize(self, session.dropped.append, number)
 
-
-class _Remote(torch.autograd.Function):
-    """Results of the sandbox, with a backward that asks it."""
-
-    @staticmethod
-    def forward(context, session, number, outputs, *leaves):
-        context.session, context.graph = session, _Graph(session, number)
-        context.shapes = [leaf.shape for leaf in leaves]
-        context.set_materialize_grads(False)  # an output that is not used asks for nothing
-        return tuple(outputs)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(context, *gradients):
+    def __call__(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        if not self.number:  # nothing that was given has a part in it
+            return [None] * len(self.shapes)
         gradients = [None if g is None else g.contiguous() for g in gradients]
-        slopes = _asked(context.session, "pull", context.graph.number, gradients)
-        if type(slopes) is not list or len(slopes) != len(context.shapes):
-            raise _nonsense(context.session)
-        for slope, shape in zip(slopes, context.shapes):
+        slopes = _asked(self.session, "pull", self.number, gradients)
+        _checked(self.session, slopes, list, len(self.shapes))
+        for slope, shape in zip(slopes, self.shapes):
             if slope is not None and (not isinstance(slope, Tensor) or slope.shape != shape):
-                raise _nonsense(context.session)
-        return None, None, None, *slopes
-
-
-def _replaced(tree, tensors):
-    """The tree with those of its tensors that require gradients replaced, in order."""
-    if isinstance(tree, Tensor):
-        return next(tensors) if tree.requires_grad else tree
-    if isinstance(tree, tuple | list):
-        return type(tree)(_replaced(item, tensors) for item in tree)
-    return tree
+                raise _nonsense(self.session)
+        return slopes

@@ -34,7 +34,7 @@ HERE = "/inside"  # where the sandbox shows the files below, and the socket of t
 
 # What student code finds of the course. `check` does nothing there: it runs outside.
 FILES = (
-    *("models.py", "checks/parts.py", "checks/bans.py", "checks/modules.py"),
+    *("models.py", "checks/parts.py", "checks/bans.py", "checks/calling.py", "checks/modules.py"),
     *("grading/server.py", "grading/confine.py", "grading/calls.py", "grading/wire.py"),
 )
 STUB = "def check(name, function):\n    pass\n"

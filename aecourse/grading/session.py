@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections.abc import Callable
 
 from aecourse.grading import wire
 from aecourse.grading.sandbox import Limits
@@ -42,8 +43,10 @@ class Session:
         """Start the clock of a cell or a test."""
         self.until = min(self.deadline, time.monotonic() + self.limits.request_seconds)
 
-    def ask(self, action: str, *arguments):
+    def ask(self, action: str, *arguments, slopes: Callable | None = None):
         """The answer's result.
+
+        slopes: answers what the child asks back, where it may.
 
         Raises:
             StudentError: the student's code raised.
@@ -58,8 +61,11 @@ class Session:
             if left <= 0:
                 raise TimeoutError
             self.channel.settimeout(left)
-            wire.send(self.channel, (action, arguments, dropped))
+            wire.send(self.channel, (action, arguments, dropped), placed=True)
             answer = wire.receive(self.channel, self.until)
+            while slopes is not None and type(answer) is tuple and answer[:1] == ("slopes",):
+                wire.send(self.channel, slopes(*answer[1:]))
+                answer = wire.receive(self.channel, self.until)
         except TimeoutError:
             self.gone = "time"
         except (OSError, EOFError):

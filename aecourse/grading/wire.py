@@ -9,13 +9,14 @@ import math
 import socket
 import struct
 import time
-from collections.abc import Iterator
 
 import torch
 
 from aecourse.checks import parts
+from aecourse.checks.calling import memory_of, overlapping
 
 LARGEST = 256 * 2**20  # bytes of the tensors of one message
+SIZES = 2**26  # numbers in them, where a dimension of size 0 counts as one of size 1
 LONGEST = 16 * 2**20  # bytes of its header, which takes twenty times as much when it is read
 MOST = 100_000  # tensors, or items of a list
 LENGTHS = struct.Struct("<II")  # of the header and of the bytes after it
@@ -31,7 +32,6 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 KNOWN = (torch.Tensor, torch.Generator, tuple, list, dict, str, bool, int, float, type(None))
 PARTS = {name: part for name, part in vars(parts).items() if isinstance(part, type)}
-TENSOR = {"tensor": None}
 encode = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":")).encode
 
 
@@ -39,8 +39,11 @@ class WireError(ValueError):
     """A value that cannot cross, or a message that is none."""
 
 
-def describe(value, tensors: list):
-    """A JSON description of a value; its tensors are appended to ``tensors``.
+def describe(value, found: dict):
+    """A JSON description of a value.
+
+    found: for each tensor and generator that is in it its number and the tensor to send; it is added to, and
+    what is there already is sent once.
 
     Raises:
         WireError: the value holds something that does not cross.
@@ -50,8 +53,7 @@ def describe(value, tensors: list):
     if kind is torch.Tensor or kind is torch.nn.Parameter:
         if value.layout is not torch.strided or value.device.type != "cpu" or value.dtype not in NAMES:
             raise WireError(f"a tensor of type {value.dtype} on {value.device} ({value.layout})")
-        tensors.append(value)
-        return TENSOR
+        return {"tensor": found.setdefault(id(value), (len(found), value, value))[0]}
     if value is None or kind is bool:
         return value
     if kind is int:
@@ -65,21 +67,22 @@ def describe(value, tensors: list):
     if kind is str:
         return value
     if kind is torch.Generator:
-        tensors.append(value.get_state())
-        return {"generator": None}
+        if id(value) not in found:
+            found[id(value)] = len(found), value.get_state(), value  # itself, to keep its number taken
+        return {"generator": found[id(value)][0]}
     if kind is list:
-        return {"list": [describe(item, tensors) for item in value]}
+        return {"list": [describe(item, found) for item in value]}
     if isinstance(value, tuple):  # those with names, too, whose own methods play no part
-        return {"tuple": [describe(item, tensors) for item in tuple.__iter__(value)]}
+        return {"tuple": [describe(item, found) for item in tuple.__iter__(value)]}
     if kind is dict and all(type(key) is str for key in value):
-        return {"dict": {key: describe(item, tensors) for key, item in value.items()}}
+        return {"dict": {key: describe(item, found) for key, item in value.items()}}
     if kind.__name__ in PARTS and isinstance(value, parts.Part):
-        return {"part": kind.__name__, "of": [describe(tensor, tensors) for tensor in value.tensors]}
+        return {"part": kind.__name__, "of": [describe(tensor, found) for tensor in value.tensors]}
     raise WireError(f"a {kind.__name__}")
 
 
-def restore(description, tensors: Iterator[torch.Tensor]):
-    """The value of a description, from its tensors in order.
+def restore(description, tensors: list):
+    """The value of a description, from its tensors, among which those of generators become these.
 
     Raises:
         Exception: one of `BROKEN`: the description is none of those that `describe` makes.
@@ -92,11 +95,13 @@ def restore(description, tensors: Iterator[torch.Tensor]):
         return _text(description)
     kind, content = next(iter(description.items()))
     if kind == "tensor":
-        return next(tensors)
+        return tensors[content]
     if kind == "float":
         return float.fromhex(content)
     if kind == "generator":
-        return torch.Generator().set_state(plausible(next(tensors)))
+        if type(tensors[content]) is not torch.Generator:
+            tensors[content] = torch.Generator().set_state(plausible(tensors[content]))
+        return tensors[content]
     if kind in ("tuple", "list") and len(content) <= MOST:
         items = [restore(item, tensors) for item in content]
         return tuple(items) if kind == "tuple" else items
@@ -126,41 +131,55 @@ def plausible(state: torch.Tensor) -> torch.Tensor:
     return state
 
 
-def tensors_of(tree) -> list[torch.Tensor]:
-    """The tensors of a value, in the order in which they cross."""
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    if isinstance(tree, parts.Part):
-        tree = tree.tensors
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    if isinstance(tree, tuple | list):
-        return [tensor for item in tree for tensor in tensors_of(item)]
-    return []
-
-
-def send(channel: socket.socket, value) -> None:
+def send(channel: socket.socket, value, placed: bool = False) -> None:
     """Send a value.
+
+    placed: the strides of its tensors cross, too, and what memory they share.
 
     Raises:
         WireError: it holds something that does not cross, or too much of it.
     """
-    tensors: list[torch.Tensor] = []
-    description = describe(value, tensors)
+    found: dict = {}
+    description = describe(value, found)
+    tensors = [tensor for _, tensor, _ in found.values()]
     kinds = [[NAMES[t.dtype], list(t.shape), t.requires_grad, t.is_leaf] for t in tensors]
+    blocks = _placed(tensors, kinds) if placed else tensors
     header = encode({"value": description, "tensors": kinds}).encode()
     header += b" " * (-len(header) % ALIGNED)
-    size = sum(_padded(tensor.numel() * tensor.itemsize) for tensor in tensors)
+    size = sum(_padded(tensor.numel() * tensor.itemsize) for tensor in blocks)
     if len(header) > LONGEST or len(tensors) > MOST or size > LARGEST:
         raise WireError("too much data")
-    channel.sendall(b"".join([LENGTHS.pack(len(header), size), header, *map(_bytes, tensors)]))
+    channel.sendall(b"".join([LENGTHS.pack(len(header), size), header, *map(_bytes, blocks)]))
 
 
-def receive(channel: socket.socket, until: float | None = None, graphs: bool = False):
+def _placed(tensors: list[torch.Tensor], kinds: list[list]) -> list[torch.Tensor]:
+    """What to send of tensors: themselves, but for those that are not contiguous or overlap, whose memory.
+
+    To their kinds are added strides, the first place, and the length of the memory, or the number of a
+    tensor before it, counted from -1 backwards, that has brought the memory along.
+    """
+    blocks: list[torch.Tensor | None] = [*tensors]
+    for number, tensor in enumerate(tensors):
+        if not tensor.is_contiguous():
+            copy = tensor.detach().clone()  # without holes
+            blocks[number] = copy.as_strided((copy.numel(),), (1,))
+            kinds[number] += [copy.stride(), 0, copy.numel()]
+    for group in overlapping(tensors):
+        memory, starts = memory_of([tensors[number] for number in group])
+        for number, start in zip(group, starts):
+            first = number == group[0]
+            blocks[number] = memory if first else None
+            length = len(memory) if first else -1 - group[0]
+            kinds[number][4:] = [tensors[number].stride(), start, length]
+    return [block for block in blocks if block is not None]
+
+
+def receive(channel: socket.socket, until: float | None = None, trusted: bool = False):
     """The next value from the other side.
 
-    until: when to stop waiting, on the clock of ``time.monotonic``, however slowly the bytes come. graphs:
-    what is no leaf there becomes a copy of a leaf here; otherwise all that requires gradients is a leaf.
+    until: when to stop waiting, on the clock of ``time.monotonic``, however slowly the bytes come. trusted:
+    the other side is; what is no leaf there becomes a copy of a leaf here, and memory is as it is there.
+    Otherwise all that requires gradients is a leaf, and no two tensors have memory in common.
 
     Raises:
         WireError: what arrived is no message.
@@ -174,18 +193,24 @@ def receive(channel: socket.socket, until: float | None = None, graphs: bool = F
     try:
         header = json.loads(content[:length])
         kinds = [(DTYPES[name], _shape(shape), *marks) for name, shape, *marks in header["tensors"]]
-        if len(kinds) > MOST:
+        if len(kinds) > MOST or sum(math.prod(max(n, 1) for n in shape) for _, shape, *_ in kinds) > SIZES:
             raise WireError("too much data")
-        tensors, place = [], length
-        for dtype, shape, required, leaf in kinds:
-            count = math.prod(shape)
-            tensor = _tensor(content, place, count, dtype, shape)
-            place += _padded(count * dtype.itemsize)
+        tensors, memories, place = [], [], length
+        for dtype, shape, required, leaf, *where in kinds:
+            if where and not trusted:
+                raise WireError(NONE)
+            strides, start, count = where or (None, 0, math.prod(shape))
+            if count < 0:
+                memories.append(memories[-1 - count])
+            else:
+                memories.append(_tensor(content, place, count, dtype))
+                place += _padded(count * dtype.itemsize)
+            tensor = memories[-1].as_strided(shape, strides, start) if where else memories[-1].reshape(shape)
             if required is True and (tensor.is_floating_point() or tensor.is_complex()):
                 tensor.requires_grad_()
-                tensor = tensor.clone() if graphs and not leaf else tensor
+                tensor = tensor if leaf or not trusted else tensor.clone()
             tensors.append(tensor)
-        return restore(header["value"], iter(tensors))
+        return restore(header["value"], tensors)
     except BROKEN as error:
         raise error if isinstance(error, WireError) else WireError(NONE) from None
 
@@ -208,13 +233,13 @@ def _bytes(tensor: torch.Tensor) -> bytes:
     return content + bytes(-len(content) % ALIGNED)
 
 
-def _tensor(content: bytearray, place: int, count: int, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
-    """The tensor whose bytes begin at a place. It is a view of them: no two have any in common."""
+def _tensor(content: bytearray, place: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers whose bytes begin at a place. It is a view of them: no two have any in common."""
     if not count:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(0, dtype=dtype)
     if dtype == torch.bool:  # any byte but 0 and 1 would be no bool
-        return (torch.frombuffer(content, dtype=torch.uint8, count=count, offset=place) != 0).reshape(shape)
-    return torch.frombuffer(content, dtype=dtype, count=count, offset=place).reshape(shape)
+        return torch.frombuffer(content, dtype=torch.uint8, count=count, offset=place) != 0
+    return torch.frombuffer(content, dtype=dtype, count=count, offset=place)
 
 
 def _exactly(channel: socket.socket, count: int, until: float | None) -> bytearray:
