@@ -817,7 +817,9 @@ def freshness(task: Task, student: Student, draw) -> None:
         if not torch.equal(state, following):
             continue
         if same(end, next_end, 0, 0):
-            raise Wrong("one more step changes nothing: the search ends where it did before. Is `steps` used?")
+            raise Wrong(
+                "one more step changes nothing: the search ends where it did before. Is `steps` used?"
+            )
         raise Wrong(
             "one more step draws no more noise, so the same noise serves for several steps. Draw anew at each."
         )
@@ -858,10 +860,14 @@ def independence(task: Task, student: Student, draw) -> None:
         return searched(student, (*problem, steps, 1e-3), generator, where)
 
     mean_moves, logvar_moves = (now - then for now, then in zip(end(1, PROBED), start))
-    told = mean_moves.abs().median() > 1e-6 * logvar_moves.abs().median()  # antithetic noise cancels in the means
+    told = (
+        mean_moves.abs().median() > 1e-6 * logvar_moves.abs().median()
+    )  # antithetic noise cancels in the means
     for move in (mean_moves, logvar_moves) if told else (logvar_moves,):
         if (move != 0).any() and not (move != 0).all():
-            raise Wrong("some examples, or latents, are left where they are. Search for all of them.", case=where)
+            raise Wrong(
+                "some examples, or latents, are left where they are. Search for all of them.", case=where
+            )
     symmetric = (mean_moves > 0).to(f64)
     told = bool(told and ((symmetric.mean(0) - 0.5).abs() < 0.45).all())
     signs = symmetric if told else (logvar_moves > 0).to(f64)
@@ -924,7 +930,8 @@ def refuse_unusual(up: Tensor, where: str) -> None:
             if (misses.abs().max(1).values < FAR_OUT).any():
                 return
     raise Wrong(
-        "the noise is not normal: it is cut off, uniform or of another kind. Draw it with torch.randn.", case=where
+        "the noise is not normal: it is cut off, uniform or of another kind. Draw it with torch.randn.",
+        case=where,
     )
 
 
@@ -943,6 +950,13 @@ def inputs(task: Task, student: Student, draw) -> None:
                 raise Wrong(f"{why}.", case=where)
             if student.effects.changed(x, joint, mean, logvar):
                 raise Wrong("an input is changed in place. Optimise copies: x.detach().clone().", case=where)
+            student.refuse_changes((x, joint, mean, logvar), where)
+            if student.effects.slopes(x, joint, mean, logvar):
+                raise Wrong(
+                    "backward() leaves slopes in the .grad of what was given, where the next step of a training "
+                    "adds to them. Optimise detached copies.",
+                    case=where,
+                )
             if any(part.requires_grad for part in q):
                 raise Wrong("the result still has a graph. Return detached tensors.", case=where)
             if any(part.dtype != dtype for part in q):

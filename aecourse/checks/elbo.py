@@ -570,7 +570,10 @@ def far_bounds(draw):
     """Terms that are large, of logits that a float64 still knows from 0 and 1 after a sigmoid; and small ones."""
 
     def case(label, pixels, size, keywords):
-        x, logits = draw(6, pixels, low=0, high=1), draw(6, pixels, low=0.9, high=1.1) * draw(6, pixels).sign()
+        x, logits = (
+            draw(6, pixels, low=0, high=1),
+            draw(6, pixels, low=0.9, high=1.1) * draw(6, pixels).sign(),
+        )
         mean, logvar = 4 * size * draw(6, 3), size * draw(6, 3).clamp(-1, 1)
         return Case(label, (x, size * logits, mean, logvar), keywords)
 

@@ -793,8 +793,16 @@ def loss_cases(draw):
         case("a code larger than the input", 6, 2, 5),
         Case("no penalty", (draw(6, 5), W1, W2, 0 * lam)),
         *(
-            Case(f"lam is zero but for entry {entries}", (draw(6, 5), W1, W2, lam * torch.eye(3)[kept].sum(0)))
-            for entries, kept in (("1", [0]), ("2", [1]), ("3", [2]), ("1 and 2", [0, 1]), ("2 and 3", [1, 2]))
+            Case(
+                f"lam is zero but for entry {entries}", (draw(6, 5), W1, W2, lam * torch.eye(3)[kept].sum(0))
+            )
+            for entries, kept in (
+                ("1", [0]),
+                ("2", [1]),
+                ("3", [2]),
+                ("1 and 2", [0, 1]),
+                ("2 and 3", [1, 2]),
+            )
         ),
         case("40 examples of 20 dimensions, k=6", 40, 20, 6),
         case("130 examples of 3 dimensions, k=2", 130, 3, 2),

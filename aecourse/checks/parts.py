@@ -118,6 +118,14 @@ class Step(Part):
         return (z @ vector + offset > 0).to(z.dtype)
 
 
+class Beyond(Part):
+    """x to 1 where it is larger than c, or smaller than -c, and to 0 elsewhere, of the same shape, from c ()."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (bound,) = self.tensors
+        return (x.abs() > bound).to(x.dtype)
+
+
 class First(Part):
     """z (..., k) to its first coordinate (...): a view, so whoever changes the values in place changes z."""
 
