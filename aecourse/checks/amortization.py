@@ -271,8 +271,8 @@ PPCA_POSTERIOR = Task(
         Case("", ppca(draw, 6, 7, 2, 2.5)),
     ],
     extremes=posterior_extremes,
-    hint="solve with the k x k matrix M, and add and limit nothing; subtracting from I what is nearly I leaves no "
-    "digits",
+    hint="solve with the k x k matrix M, and add and limit nothing; subtracting from I what is nearly I "
+    "leaves no digits",
     tests={"values": with_numbers, "stability": precise},
 )
 
@@ -508,17 +508,17 @@ def search_properties(student: Student):
     end = detached(student(x, joint, mean, logvar, 300, 0.05, torch.Generator().manual_seed(0)))
     right = best_posterior(x, joint)
     off_mean, off_logvar = ((part - best).mean(0).abs().max() for part, best in zip(end, right))
-    why = "averaged over the examples, the means are not those of the best diagonal Gaussian, the posterior's own"
+    why = "averaged over the examples, the means are not the posterior's own, which the best q has"
     yield "300 steps: the means arrive", "" if at_most(off_mean, 0.3) else why
     why = (
-        "averaged over the examples, the log-variances are not those of sigma2 / M_jj. Look at the entropy, at its "
-        "half, and at the standard deviation of the noise"
+        "averaged over the examples, the log-variances are not those of sigma2 / M_jj. Look at the entropy, "
+        "at its half, and at the standard deviation of the noise"
     )
     yield "300 steps: the log-variances arrive", "" if at_most(off_logvar, 0.3) else why
 
 
-# Adam climbs this far and fluctuates little there; so does plain gradient ascent. As many examples as here take as
-# many random numbers drawn step by step as drawn all at once: torch fills 16 at a time.
+# Adam climbs this far and fluctuates little there; so does plain gradient ascent. With as many examples,
+# noise drawn step by step uses a generator as noise drawn all at once does: torch fills 16 numbers at a time.
 STEPS, RATE, EXAMPLES = 600, 0.04, 208
 
 
@@ -572,8 +572,8 @@ def name_noise(task: Task, student: Student, draw) -> None:
 
 
 def all_steps(task: Task, student: Student, problem: tuple, seed: Seed, generator, end: tuple) -> None:
-    """Raise `Wrong` if the search has taken other steps than asked, as far as the generator tells: how much one
-    step draws is seen when there is only one. Noise that serves twice is for another test."""
+    """Raise `Wrong` if the search has taken fewer steps than asked, as far as the generator tells: how much
+    one draws is seen when there is only one. Noise that serves twice is for another test."""
 
     def fresh() -> torch.Generator:
         return torch.Generator().manual_seed(seed.number)
@@ -633,8 +633,8 @@ def far_starts(student: Student, draw) -> None:
         for name, then, now, way in zip(("means", "log-variances"), start, end, ways):
             if way is not None and not (way * (now - then) > 0).all():
                 raise Wrong(
-                    f"the search ends well from an ordinary start, but from here the {name} do not move towards "
-                    "the best. Is something limited (clamped) on the way?",
+                    f"the search ends well from an ordinary start, but from here the {name} do not move "
+                    "towards the best. Is something limited (clamped) on the way?",
                     case=where,
                 )
 
@@ -821,7 +821,8 @@ def freshness(task: Task, student: Student, draw) -> None:
                 "one more step changes nothing: the search ends where it did before. Is `steps` used?"
             )
         raise Wrong(
-            "one more step draws no more noise, so the same noise serves for several steps. Draw anew at each."
+            "one more step draws no more noise, so the same noise serves for several steps. Draw anew at "
+            "each."
         )
     # Nothing but noise can tell equal examples apart, or the latents of this model.
     weight = 1.5 * torch.linalg.qr(draw(6, 4)).Q
@@ -838,9 +839,9 @@ def freshness(task: Task, student: Student, draw) -> None:
             raise Wrong(f"one noise serves for all {what}. Draw as many numbers as mean has.")
 
 
-# From a start at the posterior mean a mean moves against its noise, and logvar upwards where the square of the noise
-# is below a bound, which is another for each latent here. So the direction of one step, whatever its size, tells the
-# sign of every number drawn and how large it is.
+# From a start at the posterior mean a mean moves against its noise, and logvar upwards where the noise is
+# below a bound, which is another for each latent here. So the direction of one step, whatever its size, tells
+# the sign of every number drawn and how large it is.
 BOUNDS_OF_NOISE = torch.tensor([0.3, 0.7, 1.2, 1.5, 2.0, 2.5, 3.1], dtype=f64)
 PROBED = 16_000  # examples
 FAR_OUT = 8.0  # standard deviations: of 200 000 numbers, one is beyond by chance once in 10^9 times
@@ -903,8 +904,8 @@ def refuse_dependent(signs: Tensor, where: str) -> None:
     distance = 1 + int(ahead.argmax())
     what = "latents of an example" if distance < latents and ahead.max() > FAR_OUT else "examples"
     raise Wrong(
-        f"the noise of some {what} is that of others, its mirror image, or depends on it. Draw as many independent "
-        "numbers as mean has.",
+        f"the noise of some {what} is that of others, its mirror image, or depends on it. Draw as many "
+        "independent numbers as mean has.",
         case=where,
     )
 
@@ -912,8 +913,8 @@ def refuse_dependent(signs: Tensor, where: str) -> None:
 def refuse_unusual(up: Tensor, where: str) -> None:
     """Raise `Wrong` unless these ones and zeros (examples, latents) are those of normal noise.
 
-    The bounds may be multiplied by an unknown factor, as they are when entropy or standard deviation are wrong,
-    and a step may average over several draws, or over all there are.
+    The bounds may be multiplied by an unknown factor, as when entropy or standard deviation are wrong, and a
+    step may average over several draws, or over all there are.
     """
     chance = up.mean(0)
     if chance.max() - chance.min() < 0.05 or (up == up[:, :1]).all():
@@ -953,8 +954,8 @@ def inputs(task: Task, student: Student, draw) -> None:
             student.refuse_changes((x, joint, mean, logvar), where)
             if student.effects.slopes(x, joint, mean, logvar):
                 raise Wrong(
-                    "backward() leaves slopes in the .grad of what was given, where the next step of a training "
-                    "adds to them. Optimise detached copies.",
+                    "backward() leaves slopes in the .grad of what was given, where the next step of a "
+                    "training adds to them. Optimise detached copies.",
                     case=where,
                 )
             if any(part.requires_grad for part in q):
@@ -1098,8 +1099,8 @@ def gap_values(task: Task, student: Student, draw) -> None:
     for (where, size, _), want, got in zip(looks, right, results):
         if not same(got, want, 1e-6, 1e-6 * size):
             raise Wrong(
-                "right for ordinary gaps, and wrong for these. Is something limited (clamped), rounded, or set to 0 "
-                "where it is small?",
+                "right for ordinary gaps, and wrong for these. Is something limited (clamped), rounded, or "
+                "set to 0 where it is small?",
                 case=where,
             )
 

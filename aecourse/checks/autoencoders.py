@@ -172,8 +172,8 @@ L1_SPARSITY = Task(
     probes=lambda draw: [Case("", (1.3 * draw(5, 3),)), Case("", (draw(4, 6),))],
     extremes=l1_extremes,
     differentiate=(0,),
-    hint="take the absolute value itself, with nothing added or limited, and not the root of a square, which has no "
-    "slope at 0",
+    hint="take the absolute value itself, with nothing added or limited, and not the root of a square, which "
+    "has no slope at 0",
     tests={"values": values_in_evaluation, "gradients": gradients, "stability": stability},
 )
 
@@ -481,7 +481,7 @@ def corrupt_values(task: Task, student: Student, draw: Draw) -> None:
 
 
 def _refuse_copies(where: str, noise: Tensor) -> None:
-    """Raise `Wrong` if entries at some distance from each other, or around some centre, are alike or opposite."""
+    """Raise `Wrong` if entries at some distance, or around some centre, are alike or opposite."""
     row = noise.flatten() / noise.square().mean().sqrt()
     spectrum = torch.fft.rfft(row)
     count, width = len(row), row.numel() // len(noise)
@@ -578,7 +578,7 @@ def _refuse_size(where: str, noises: dict[float, Tensor]) -> None:
 
 
 def corrupt_generator(task: Task, student: Student, draw: Draw) -> None:
-    """All noise from the generator, as it stands at the call, and from nothing that an earlier call has left."""
+    """All noise from the generator as it stands, and from nothing that an earlier call has left."""
     x, where = draw(4, 5), "a generator of our own"
 
     def call(generator):
@@ -590,7 +590,7 @@ def corrupt_generator(task: Task, student: Student, draw: Draw) -> None:
     for one, first in product(range(len(numbers)), repeat=2):
         if same(results[one], results[first], 0, 0) != (numbers[one] == numbers[first]):
             raise Wrong(
-                "the noise depends on earlier calls: it is to come from the generator, and from nothing else.",
+                "the noise depends on earlier calls: it is to come from the generator alone.",
                 case=where,
             )
     generator = seeded(1)
@@ -599,7 +599,7 @@ def corrupt_generator(task: Task, student: Student, draw: Draw) -> None:
         fresh.set_state(generator.get_state())
         if not same(call(fresh), call(generator), 0, 0):
             raise Wrong(
-                "the noise depends on earlier calls: it is to come from the generator, and from nothing else.",
+                "the noise depends on earlier calls: it is to come from the generator alone.",
                 case=where,
             )
 
@@ -783,8 +783,8 @@ def loss_values(task: Task, student: Student, draw: Draw) -> None:
 
 
 def _misses(got: Tensor, weights: Tensor, x: Tensor, sigma: float) -> tuple[float, float]:
-    """Of losses of an affine model: by how many standard errors their mean is off, and the ratio of their variance
-    to the right one. Both moments are known exactly."""
+    """Of losses of an affine model: by how many standard errors their mean is off, and their variance over
+    the right one. Both moments are known exactly."""
     error, weight = layer("Affine", weights)(x) - x, weights[:, :-1]
     expected = error.square().sum(1).mean() + sigma**2 * weight.square().sum()
     each = 4 * sigma**2 * (error @ weight).square().sum(1)
@@ -1079,8 +1079,8 @@ def contractive_values(task: Task, student: Student, draw: Draw) -> None:
     for (size, _, _), want, got in zip(looks, right, student.each(calls)):
         if not same(got, want, 1e-6, 0.0):
             raise Wrong(
-                "right for ordinary slopes, and wrong for these. Is something limited (clamped), added, or found by "
-                "differences in place of derivatives?",
+                "right for ordinary slopes, and wrong for these. Is something limited (clamped), added, or "
+                "found by differences in place of derivatives?",
                 case=f"affine encoder, slopes of size {size:g}",
             )
 

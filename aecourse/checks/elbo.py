@@ -392,7 +392,8 @@ BERNOULLI_LOG_LIKELIHOOD = Task(
         (Case("logits up to 1000000", (INK, SURE)), f64, 1e-9),
     ],
     differentiate=(1,),
-    hint="stay with the logits, and limit nothing: once a sigmoid has rounded to 0 or 1, its log cannot be saved",
+    hint="stay with the logits, and limit nothing: once a sigmoid has rounded to 0 or 1, its log "
+    "cannot be saved",
     tests=TESTS,
 )
 
@@ -567,7 +568,7 @@ def elbo_cases(draw):
 
 
 def far_bounds(draw):
-    """Terms that are large, of logits that a float64 still knows from 0 and 1 after a sigmoid; and small ones."""
+    """Large terms, of logits that a float64 still knows from 0 and 1 after a sigmoid; and small ones."""
 
     def case(label, pixels, size, keywords):
         x, logits = (
@@ -600,8 +601,8 @@ def bound_values(task: Task, student: Student, draw: Draw) -> None:
         )
         if not same(got, own, 1e-8, 1e-8):
             raise Wrong(
-                "wrong where terms are large or small, and right elsewhere. Is one of them, an argument or beta "
-                "limited (clamped), rounded, or put in single precision?",
+                "wrong where terms are large or small, and right elsewhere. Is one of them, an argument or "
+                "beta limited (clamped), rounded, or put in single precision?",
                 case=case.label,
             )
 

@@ -169,8 +169,8 @@ def parameters(task: Task, student: Student, draw) -> None:
             )
             if same(plainly, want, 1e-4, 1e-4) and not same(got, want, 1e-4, 1e-4):
                 raise Wrong(
-                    "wrong when the baseline comes with a graph, as from a network that is trained along. It is a "
-                    "constant: detach it.",
+                    "wrong when the baseline comes with a graph, as from a network that is trained along. It "
+                    "is a constant: detach it.",
                     case=where,
                 )
 
@@ -815,7 +815,8 @@ def loo_values(task: Task, student: Student, draw) -> None:
     for (size, _), want, got in zip(looks, right, results):
         if not same(got, want, 1e-4, 0.0):
             raise Wrong(
-                "right for ordinary values, and wrong for these. Is something limited (clamped), rounded or added?",
+                "right for ordinary values, and wrong for these. Is something limited (clamped), rounded or "
+                "added?",
                 case=f"values of size {size:g}",
             )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aecourse.checks.core import Case, Draw, Task, Wrong, f32, f64, finite, prepared, same, shape
-from aecourse.checks.kinds import gradients, stability, values, values_in_evaluation
+from aecourse.checks.kinds import gradients, stability, values_in_evaluation
 from aecourse.checks.naming import REDUCTIONS, diagnose
 from aecourse.checks.student import Student
 
@@ -504,8 +504,8 @@ RECONSTRUCT = Task(
     probes=lambda draw: [reconstruct_cases(draw)[0], reconstruct_cases(draw)[0]],
     differentiate=(0, 1, 2),
     build=basis,
-    hint="subtract the mean before the projection, as a code of uncentred data loses its last digits; and add "
-    "nothing, limit nothing",
+    hint="subtract the mean before the projection, as a code of uncentred data loses its last digits; and "
+    "add nothing, limit nothing",
     tests=TESTS,
 )
 

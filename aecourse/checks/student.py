@@ -76,8 +76,8 @@ class Student:
             raise self.wrong("an input is changed in place. Leave the inputs as they are.", where)
         if self.effects.required(given):
             raise self.wrong(
-                "an input requires gradients after the call, and did not before. Leave the inputs as they are: "
-                "work on detached copies.",
+                "an input requires gradients after the call, and did not before. Leave the inputs as they "
+                "are: work on detached copies.",
                 where,
             )
 
