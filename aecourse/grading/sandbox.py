@@ -55,11 +55,42 @@ from aecourse.grading import server
 server.main(*sys.argv[1:])
 """
 NOBODY = "65534"
+DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
 def _homes(folder: str) -> dict[str, str]:
     """Settings that keep what Python's packages write at home in the scratch folder."""
     return {"HOME": folder, "IPYTHONDIR": f"{folder}/.ipython", "MPLCONFIGDIR": f"{folder}/.mpl"}
+
+
+def _prefixes() -> set[Path]:
+    """Where Python is."""
+    return {Path(path).resolve() for path in (sys.prefix, sys.base_prefix, sysconfig.get_path("purelib"))}
+
+
+def _as_nobody(places: list[Path]) -> list[str]:
+    """What makes a command run as nobody, where this is root: root in a sandbox could write the kernel's
+    settings. A first bubblewrap shows nobody these places, even where they are in a folder of root's own."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        raise SandboxError(
+            "You are root, and student code must never run as root. Grade as another user, or install setpriv "
+            "(apt install util-linux), with which the sandbox becomes nobody."
+        )
+    command = "bwrap --dev-bind / / --die-with-parent --cap-drop ALL".split()
+    command += "--cap-add CAP_SETUID --cap-add CAP_SETGID".split()
+    for place in sorted(places):
+        above = list(reversed(place.parents))
+        closed = [i for i, folder in enumerate(above) if not folder.stat().st_mode & 0o001]
+        if closed:
+            if str(above[closed[0]]) not in command:  # once, before all that is shown in it
+                command += ["--tmpfs", str(above[closed[0]])]
+            for folder in above[closed[0] + 1 :]:
+                command += ["--dir", str(folder)]
+            command += ["--ro-bind", str(place), str(place)]
+    command += ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--pdeathsig", "KILL"]
+    return command
 
 
 class SandboxError(RuntimeError):
@@ -179,7 +210,7 @@ class Sandbox:
         program = ["-c", PROGRAM]
         if tool == "unsafe":
             own = SETTINGS | _homes(self.scratch.name) | {"PYTHONPATH": self.folder.name}
-            return [sys.executable, *program, self.scratch.name], own
+            return [sys.executable, *program, "folders", "0", self.scratch.name], own
         name = "bwrap" if tool == "bubblewrap" else tool
         if shutil.which(name) is None:
             raise SandboxError(
@@ -187,12 +218,13 @@ class Sandbox:
                 "Install bubblewrap (apt install bubblewrap), or choose a container: --sandbox docker:IMAGE."
             )
         settings = SETTINGS | _homes("/tmp") | {"PYTHONPATH": HERE}
-        program += ["/tmp", "/dev/shm"]
+        program += ["mounts" if tool == "bubblewrap" else "folders", str(scratch), "/tmp", "/dev/shm"]
         if tool == "bubblewrap":
             path = {"PATH": os.environ.get("PATH", "")}
             python = Path(sys.executable)  # of an environment behind a link the place itself is shown
             program = [str(python.parent.resolve() / python.name), *program]
-            return [*self._bubblewrap(settings, scratch), *program], path
+            program = [*self._bubblewrap(settings), *program]
+            return [*_as_nobody([*_prefixes(), Path(self.folder.name)]), *program], path
         return [*self._container(tool, settings, scratch), image, *program], dict(os.environ)
 
     def _container(self, tool: str, settings: dict[str, str], scratch: int) -> list[str]:
@@ -210,14 +242,17 @@ class Sandbox:
                 command += ["--env", f"{name}={value}"]
         return command
 
-    def _bubblewrap(self, settings: dict[str, str], scratch: int) -> list[str]:
-        prefixes = {
-            Path(path).resolve() for path in (sys.prefix, sys.base_prefix, sysconfig.get_path("purelib"))
-        }
+    def _bubblewrap(self, settings: dict[str, str]) -> list[str]:
+        """The command up to the program. The right to mount is the warm process's, for the folders of its
+        children, which give it up."""
+        prefixes = _prefixes()
         command = "bwrap --unshare-all --unshare-user --die-with-parent --new-session --as-pid-1".split()
-        command += f"--clearenv --cap-drop ALL --uid {NOBODY} --gid {NOBODY} --hostname sandbox".split()
-        command += "--ro-bind /usr /usr --proc /proc --dev /dev".split()
-        command += ["--size", str(scratch), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+        command += f"--clearenv --uid {NOBODY} --gid {NOBODY} --hostname sandbox".split()
+        command += "--cap-drop ALL --cap-add CAP_SYS_ADMIN".split()
+        command += "--ro-bind /usr /usr --proc /proc --tmpfs /dev --dir /dev/shm --tmpfs /tmp".split()
+        for name in DEVICES:
+            command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+        command += ["--remount-ro", "/dev"]
         for name in ("lib", "lib64", "bin", "sbin"):
             path = Path("/") / name
             if path.is_symlink():
@@ -226,7 +261,6 @@ class Sandbox:
                 command += ["--ro-bind", str(path), str(path)]
         for name in ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d"):
             command += ["--ro-bind-try", name, name]
-        command += ["--size", str(scratch), "--tmpfs", "/tmp"]
         # An environment below /tmp stands in a read-only folder there, which nobody can move away.
         below = sorted({f"/tmp/{prefix.parts[2]}" for prefix in prefixes if prefix.is_relative_to("/tmp")})
         for folder in below:

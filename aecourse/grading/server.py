@@ -23,17 +23,32 @@ LIMITS = struct.Struct("<QQQQ")  # memory, CPU seconds, characters of output, by
 END, READY = b"\n", b"ready"
 MOST_THREADS = 500
 FEW = 5  # submissions, after which it pays to make forks quicker
+FIRST = 1000  # the number of a child, so that it does not tell how many threads others had
 
 
-def main(*scratch: str) -> None:
+def main(kind: str, size: str, *scratch: str) -> None:
     """Fork a child for each socket that arrives, until the trusted side closes the control socket.
 
-    scratch: folders to empty after each child; it works in the first.
+    kind: "mounts" if each child can have folders of its own, of ``size`` bytes; or else "folders", that are
+    emptied after it. scratch: these folders; it works in the first.
     """
     shell = warm_up()
+    from aecourse.grading import confine
     from aecourse.grading.calls import serve  # needs torch, and the trusted side reads this file without it
-    from aecourse.grading.confine import LINUX, confine
 
+    mounts = kind == "mounts"
+
+    def enter(memory: int, cpu: int, file: int) -> None:
+        """What a child does before anything of a submission runs in it."""
+        if confine.LINUX:
+            confine.first_to_go()
+        if mounts:
+            confine.own_mounts(scratch, int(size))
+        confine.confine(memory, cpu, file)
+
+    if mounts:
+        confine.close_devices()
+        try_out(enter)
     control = socket.socket(socket.AF_UNIX)
     control.connect(str(Path(__file__).parents[2] / "control"))
     words = b""  # the first: names of modules, with commas between them
@@ -42,7 +57,7 @@ def main(*scratch: str) -> None:
             return
         words += part
     settle(words.removesuffix(END).decode().split(","))
-    if LINUX:
+    if confine.LINUX:
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: no process in here may trace this one
     os.chdir(scratch[0])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a handler of ours would make it deadly to this process
@@ -54,6 +69,8 @@ def main(*scratch: str) -> None:
         if not message:
             return
         memory, cpu, output, file = LIMITS.unpack(message)
+        if mounts:
+            count_from(FIRST)
         child = os.fork()
         if child == 0:
             control.close()
@@ -64,7 +81,7 @@ def main(*scratch: str) -> None:
                 for standard in (0, 1, 2):  # the pipe of errors is for those of the start
                     os.dup2(null, standard)
                 os.close(null)
-                confine(memory, cpu, file)
+                enter(memory, cpu, file)
                 gc.enable()
                 serve(shell, socket.socket(fileno=descriptors[0]), output)
             os._exit(0)
@@ -75,9 +92,33 @@ def main(*scratch: str) -> None:
                 os.kill(child, signal.SIGKILL)
         control.recv(1)
         status = reap(child)
-        for folder in scratch:
+        for folder in () if mounts else scratch:
             empty(folder)
         control.sendall(struct.pack("<q", status))
+
+
+def try_out(enter) -> None:
+    """See that a child can enter; why it cannot, somebody should read.
+
+    Raises:
+        SystemExit: it cannot.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            enter(2**30, 60, 2**20)
+        except OSError as error:
+            print(f"A submission's own process cannot be made: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
+
+
+def count_from(number: int) -> None:
+    """Give the next process this number, where the kernel can."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/ns_last_pid", "w") as last:
+        last.write(str(number - 1))
 
 
 def huge_pages() -> None:
