@@ -1,9 +1,9 @@
 """What the child of a submission may do inside the sandbox: its own mounts, limits, and a list of the system
 calls that are left to it.
 
-Nothing that a child leaves behind may reach the next one. Where the sandbox may make mounts (bubblewrap), each
-child gets folders that are gone with it, with all of their files, times and attributes; elsewhere the folders
-are emptied, and the list of calls has none that changes an attribute.
+Nothing that a child leaves behind may reach the next one. Where the sandbox may make mounts (bubblewrap),
+each child gets folders that are gone with it, with all of their files, times and attributes; elsewhere the
+folders are emptied, and the list of calls has none that changes an attribute.
 """
 
 import contextlib
@@ -22,8 +22,9 @@ MOST_FILES = 10_000  # in a folder of a child: each takes a kilobyte of the kern
 # All that is not here is refused: processes and programs, sockets but pairs, attributes, locks on files that
 # others see, keys, shared memory by name, watching files, other processes, the kernel's own workings.
 ALLOWED = """
-read 0 63, write 1 64, open 2 -, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62, mmap 9 222,
-mprotect 10 226, munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139,
+read 0 63, write 1 64, open 2 -, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62,
+mmap 9 222, mprotect 10 226, munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135,
+rt_sigreturn 15 139,
 pread64 17 67, pwrite64 18 68, readv 19 65, writev 20 66, access 21 -, pipe 22 -, select 23 -,
 sched_yield 24 124, mremap 25 216, msync 26 227, madvise 28 233, dup 32 23, dup2 33 -, pause 34 -,
 nanosleep 35 101, getitimer 36 102, alarm 37 -, setitimer 38 103, getpid 39 172, sendfile 40 71,
@@ -158,6 +159,40 @@ def first_to_go() -> None:
         score.write("1000")
 
 
+# --------------------------------------------------------------------------- files
+
+RULESET, RULE, RESTRICT = 444, 445, 446  # landlock_create_ruleset, landlock_add_rule, landlock_restrict_self
+TO_READ = 0b1101  # EXECUTE, READ_FILE, READ_DIR
+OF_FILES = 0b100_0000_0000_0111  # EXECUTE, WRITE_FILE, READ_FILE, TRUNCATE
+READABLE = (
+    *("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom"),
+    *("/proc/self", "/proc/cpuinfo", "/proc/meminfo"),
+)
+
+
+def only_files(folders: tuple[str, ...]) -> bool:
+    """Let this process open no file but those of Python, to read, and those in the folders; whether the
+    kernel can do that (Landlock, from Linux 5.13 on)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    version = libc.syscall(RULESET, None, 0, 1)
+    if version < 1:
+        return False
+    rights = (1 << {1: 13, 2: 14}.get(version, 15)) - 1
+    rules = libc.syscall(RULESET, struct.pack("Q", rights), 8, 0)
+    python = {os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix)}
+    places = dict.fromkeys((*READABLE, *python), TO_READ)
+    for place, right in (places | dict.fromkeys(folders, rights) | {"/dev/null": OF_FILES}).items():
+        with contextlib.suppress(OSError):
+            beneath = os.open(place, os.O_PATH)
+            of_it = right & rights if os.path.isdir(place) else right & rights & OF_FILES
+            libc.syscall(RULE, rules, 1, struct.pack("=Qi", of_it, beneath), 0)
+            os.close(beneath)
+    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    done = rules >= 0 and libc.syscall(RESTRICT, rules, 0) == 0
+    os.close(rules)
+    return done
+
+
 # --------------------------------------------------------------------------- mounts
 
 READ_ONLY, NO_SUID, NO_DEV, NO_EXEC, REMOUNT, BIND, PRIVATE, REC = 1, 2, 4, 8, 32, 4096, 1 << 18, 1 << 14
@@ -182,8 +217,8 @@ def close_devices() -> None:
 
 
 def own_mounts(folders: tuple[str, ...], size: int) -> None:
-    """Give this process folders of its own, empty, of so many bytes each, and of /proc what harms nobody; then
-    take the right to mount away from it.
+    """Give this process folders of its own, empty, of so many bytes each, and of /proc what harms nobody;
+    then take the right to mount away from it.
 
     What stands in a folder already is an environment of Python, and is shown again.
     """

@@ -9,6 +9,7 @@ A sandbox takes seconds to start, so nothing here needs torch: it can be started
 
 import contextlib
 import os
+import random
 import select
 import shutil
 import signal
@@ -55,6 +56,7 @@ from aecourse.grading import server
 server.main(*sys.argv[1:])
 """
 NOBODY = "65534"
+USERS = range(61184, 65520)  # kept free for such use, by systemd too
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
@@ -68,6 +70,47 @@ def _prefixes() -> set[Path]:
     return {Path(path).resolve() for path in (sys.prefix, sys.base_prefix, sysconfig.get_path("purelib"))}
 
 
+def _copies() -> list[Path]:
+    """The folders of this package: the one in use, and others that are installed."""
+    places = [Path(aecourse.__file__).parent, *(Path(folder) / "aecourse" for folder in sys.path)]
+    return sorted({place.resolve() for place in places if place.is_dir()})
+
+
+def works() -> bool:
+    """Whether bubblewrap is there and may make namespaces."""
+    command = "bwrap --unshare-all --unshare-user --ro-bind / / --proc /proc true".split()
+    return shutil.which("bwrap") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _another_user() -> int:
+    """The number of a user to whom nothing belongs, and who cannot read this package.
+
+    Raises:
+        SandboxError: there can be none.
+    """
+    if os.geteuid() != 0:
+        raise SandboxError("The sandbox of another user is for a container in which you are root.")
+    package = Path(aecourse.__file__).resolve().parent
+    if all(place.stat().st_mode & 0o001 for place in (package, *package.parents)):
+        raise SandboxError(
+            f"Every user can read {package}, and with it what the tests compare with. Close its folder: "
+            f"chmod go-rwx {package.parent}."
+        )
+    taken = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            taken.add(folder.stat().st_uid)
+    return random.choice([user for user in USERS if user not in taken])
+
+
+def _end_all(user: int) -> None:
+    """Kill whatever a user runs."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == user:
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
 def _as_nobody(places: list[Path]) -> list[str]:
     """What makes a command run as nobody, where this is root: root in a sandbox could write the kernel's
     settings. A first bubblewrap shows nobody these places, even where they are in a folder of root's own."""
@@ -75,8 +118,8 @@ def _as_nobody(places: list[Path]) -> list[str]:
         return []
     if shutil.which("setpriv") is None:
         raise SandboxError(
-            "You are root, and student code must never run as root. Grade as another user, or install setpriv "
-            "(apt install util-linux), with which the sandbox becomes nobody."
+            "You are root, and student code must never run as root. Grade as another user, or install "
+            "setpriv (apt install util-linux), with which the sandbox becomes nobody."
         )
     command = "bwrap --dev-bind / / --die-with-parent --cap-drop ALL".split()
     command += "--cap-add CAP_SETUID --cap-add CAP_SETGID".split()
@@ -126,8 +169,9 @@ class Sandbox:
 
     Args:
         kind: ``"bubblewrap"``; ``"docker:IMAGE"`` or ``"podman:IMAGE"``, with an image that holds Python,
-            torch and IPython; ``"unsafe"`` for none at all: a process of yours, with its limits, that can
-            read and write what you can, and use the network.
+            torch and IPython; ``"user"`` inside a container that can make no sandbox: another user, who sees
+            what everybody may see there; ``"unsafe"`` for none at all: a process of yours, with its limits,
+            that can read and write what you can.
         scratch: bytes of the scratch folder.
 
     Raises:
@@ -136,8 +180,10 @@ class Sandbox:
 
     def __init__(self, kind: str = "bubblewrap", scratch: int = 64 * 2**20):
         self.folder = tempfile.TemporaryDirectory(prefix="aecourse-inside-")
-        self.scratch = tempfile.TemporaryDirectory(prefix="aecourse-scratch-")  # of the unsafe kind
+        memory = "/dev/shm" if kind == "user" and os.path.isdir("/dev/shm") else None  # as large as it may be
+        self.scratch = tempfile.TemporaryDirectory(prefix="aecourse-scratch-", dir=memory)  # of some kinds
         self.kind = kind
+        self.user = None  # whose processes these are; default: of whoever runs this
         command, environment = self._command(kind, scratch)
         root = Path(self.folder.name)
         here = Path(aecourse.__file__).parent
@@ -151,14 +197,20 @@ class Sandbox:
         self.control.bind(str(root / "control"))
         (root / "control").chmod(0o777)
         self.control.listen(1)
-        self.process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the grader, which then closes this
-        )
+        try:
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the grader, which then closes this
+                user=self.user,
+                group=self.user,
+                extra_groups=None if self.user is None else [],
+            )
+        except OSError as error:
+            raise SandboxError(f"The sandbox cannot be started: {error}") from None
 
     def ready(self, imports: tuple[str, ...] = ()) -> "Sandbox":
         """Wait until it is warm and has imported these modules, once for all; this sandbox.
@@ -200,17 +252,25 @@ class Sandbox:
     def _command(self, kind: str, scratch: int) -> tuple[list[str], dict]:
         """What to run, and with which environment."""
         tool, _, image = kind.partition(":")
-        if tool not in ("bubblewrap", "docker", "podman", "unsafe") or bool(image) != (
+        if tool not in ("bubblewrap", "docker", "podman", "user", "unsafe") or bool(image) != (
             tool in ("docker", "podman")
         ):
             raise SandboxError(
-                f"There is no sandbox {kind!r}: bubblewrap, docker:IMAGE and podman:IMAGE are. The image "
-                "needs torch and IPython."
+                f"There is no sandbox {kind!r}: bubblewrap, docker:IMAGE, podman:IMAGE and user are. The "
+                "image needs torch and IPython."
             )
         program = ["-c", PROGRAM]
-        if tool == "unsafe":
-            own = SETTINGS | _homes(self.scratch.name) | {"PYTHONPATH": self.folder.name}
-            return [sys.executable, *program, "folders", "0", self.scratch.name], own
+        if tool in ("user", "unsafe"):
+            folder = Path(self.scratch.name, "own")
+            folder.mkdir(mode=0o700)
+            folders = [str(folder)]
+            if tool == "user":
+                self.user = _another_user()
+                folder.parent.chmod(0o755)
+                os.chown(folder, self.user, self.user)
+                folders += ["/dev/shm", "/tmp", "/var/tmp"]  # where everybody may write
+            own = SETTINGS | _homes(folders[0]) | {"PYTHONPATH": self.folder.name, "TMPDIR": folders[0]}
+            return [sys.executable, *program, tool, str(scratch), *filter(os.path.isdir, folders)], own
         name = "bwrap" if tool == "bubblewrap" else tool
         if shutil.which(name) is None:
             raise SandboxError(
@@ -270,9 +330,9 @@ class Sandbox:
                 command += ["--ro-bind", str(prefix), str(prefix)]
         for folder in below:
             command += ["--remount-ro", folder]
-        installed = Path(aecourse.__file__).resolve().parent
-        if any(installed.is_relative_to(prefix) for prefix in {*prefixes, Path("/usr")}):
-            command += ["--ro-bind", f"{self.folder.name}/aecourse", str(installed)]  # not the references
+        for installed in _copies():
+            if any(installed.is_relative_to(prefix) for prefix in {*prefixes, Path("/usr")}):
+                command += ["--ro-bind", f"{self.folder.name}/aecourse", str(installed)]  # not the references
         command += ["--ro-bind", self.folder.name, HERE, "--remount-ro", "/", "--chdir", "/tmp"]
         for name, value in settings.items():
             command += ["--setenv", name, value]
@@ -331,6 +391,8 @@ class Sandbox:
     def close(self) -> None:
         """End it, and all that is in it."""
         self._kill()
+        if self.user is not None:
+            _end_all(self.user)
         self.leave()
         self.folder.cleanup()
         self.scratch.cleanup()

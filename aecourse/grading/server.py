@@ -8,8 +8,10 @@ behind. What a child does is in `calls`, what it may do in `confine`.
 import array
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
+import inspect
 import itertools
 import os
 import select
@@ -29,21 +31,25 @@ FIRST = 1000  # the number of a child, so that it does not tell how many threads
 def main(kind: str, size: str, *scratch: str) -> None:
     """Fork a child for each socket that arrives, until the trusted side closes the control socket.
 
-    kind: "mounts" if each child can have folders of its own, of ``size`` bytes; or else "folders", that are
-    emptied after it. scratch: these folders; it works in the first.
+    kind: "mounts" if each child can have folders of its own. Otherwise they are emptied after it: "folders"
+    of a container, or of a "user" to whom nothing else belongs, or "unsafe" ones among those of others.
+    size: bytes that a child may have in a folder. scratch: these folders; it works in the first.
     """
     shell = warm_up()
     from aecourse.grading import confine
     from aecourse.grading.calls import serve  # needs torch, and the trusted side reads this file without it
 
-    mounts = kind == "mounts"
+    mounts, most = kind == "mounts", int(size)
+    counted = {"folders": scratch, "user": scratch[:1]}.get(kind, ())  # what holds no files of others
 
     def enter(memory: int, cpu: int, file: int) -> None:
         """What a child does before anything of a submission runs in it."""
         if confine.LINUX:
             confine.first_to_go()
         if mounts:
-            confine.own_mounts(scratch, int(size))
+            confine.own_mounts(scratch, most)
+        if kind == "user":
+            confine.only_files(scratch)
         confine.confine(memory, cpu, file)
 
     if mounts:
@@ -71,6 +77,7 @@ def main(kind: str, size: str, *scratch: str) -> None:
         memory, cpu, output, file = LIMITS.unpack(message)
         if mounts:
             count_from(FIRST)
+        before = taken(counted)
         child = os.fork()
         if child == 0:
             control.close()
@@ -88,10 +95,13 @@ def main(kind: str, size: str, *scratch: str) -> None:
         for descriptor in descriptors:
             os.close(descriptor)
         while not select.select([control], [], [], 0.1)[0]:  # until it is done, or out of time
-            if threads(child) > MOST_THREADS:  # the whole machine has some 30000 numbers for them
+            files, size = (now - then for now, then in zip(taken(counted), before))
+            full = files > confine.MOST_FILES or size > most * len(counted)
+            if full or threads(child) > MOST_THREADS:  # the whole machine has some 30000 numbers for them
                 os.kill(child, signal.SIGKILL)
         control.recv(1)
-        status = reap(child)
+        # All of the namespace, or of the user, or of the child's group.
+        status = reap(child, [-1] if os.getpid() == 1 or kind == "user" else [child, -child])
         for folder in () if mounts else scratch:
             empty(folder)
         control.sendall(struct.pack("<q", status))
@@ -151,10 +161,18 @@ def _receive_descriptor(control: socket.socket) -> tuple[bytes, list[int]]:
     return message, list(descriptors)
 
 
-def reap(child: int) -> int:
+def taken(folders: tuple[str, ...]) -> tuple[int, int]:
+    """How many files and bytes the file systems of these folders hold."""
+    systems = [os.statvfs(folder) for folder in folders]
+    return (
+        sum(system.f_files - system.f_ffree for system in systems),
+        sum((system.f_blocks - system.f_bfree) * system.f_frsize for system in systems),
+    )
+
+
+def reap(child: int, everyone: list[int]) -> int:
     """Kill the child and all that is left of it; its wait status."""
     status = -1
-    everyone = [-1] if os.getpid() == 1 else [child, -child]  # all of the namespace, or of the child's group
     while True:
         for target in everyone:
             with contextlib.suppress(OSError):
@@ -168,12 +186,13 @@ def reap(child: int) -> int:
 
 
 def empty(folder: str) -> None:
-    """Remove all that is in a folder, however deep: what is in a folder of it is moved up first."""
+    """Remove all that is this user's in a folder, however deep: what is in a folder of it is moved up first.
+    Then it looks as it did before."""
 
     def is_folder(path: str) -> bool:
         return os.path.isdir(path) and not os.path.islink(path)
 
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # it may be another user's, whose mode and times are safe
         os.chmod(folder, 0o700)
     done = True
     while done:
@@ -181,6 +200,8 @@ def empty(folder: str) -> None:
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
             with contextlib.suppress(OSError):
+                if os.lstat(path).st_uid != os.geteuid():
+                    continue
                 if is_folder(path):
                     os.chmod(path, 0o700)
                     for inner in os.listdir(path):
@@ -192,6 +213,8 @@ def empty(folder: str) -> None:
                 else:
                     os.unlink(path)
                 done = True
+    with contextlib.suppress(OSError):
+        os.utime(folder, (0, 0))
 
 
 def warm_up():
@@ -201,6 +224,9 @@ def warm_up():
     from IPython.core.interactiveshell import InteractiveShell
 
     sys.meta_path.append(_Refusing())
+    torch.compile = compiled
+    loader = torch.utils.data.DataLoader
+    loader.__init__ = without_workers(loader.__init__)
     torch.set_num_threads(1)  # threads do not survive a fork
     with torch.no_grad():  # a backward pass would start a thread
         torch.distributions.Normal(0.0, 1.0).log_prob(torch.randn(2, 2) @ torch.ones(2, 2))
@@ -212,6 +238,25 @@ def warm_up():
     shell.showtraceback = shell.showsyntaxerror = lambda *arguments, **keywords: None
     shell.run_cell("pass", store_history=False)
     return shell
+
+
+def compiled(model=None, **options):
+    """`torch.compile`, where no compiler can be started: the function or module as it is."""
+    return (lambda model: model) if model is None else model
+
+
+def without_workers(initialise):
+    """The initialiser of a `DataLoader` whose workers, processes that there are none of here, do nothing but
+    load: without them come the same examples in the same order."""
+    signature = inspect.signature(initialise)
+    of_workers = "num_workers timeout multiprocessing_context prefetch_factor persistent_workers".split()
+
+    @functools.wraps(initialise)
+    def initialise_without(*arguments, **keywords):
+        given = signature.bind(*arguments, **keywords).arguments
+        initialise(**{name: value for name, value in given.items() if name not in of_workers})
+
+    return initialise_without
 
 
 def settle(imports: list[str]) -> None:
