@@ -1,0 +1,168 @@
+"""The autograder for Gradescope, as its container runs it, and the workflow for GitHub Classroom."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nbgrader")
+pytest.importorskip("resource", reason="grading is for Linux and macOS")
+
+import nbformat
+import yaml
+from packaging.requirements import Requirement
+from support import container
+from support.notebooks import AUTOGRADED, ROOT, SOURCE, secret_lines
+from support.sandbox import needs_sandbox
+from support.submissions import solved
+
+import aecourse.grading
+from aecourse.cli import main
+from aecourse.grading import gradescope
+
+NAME = "elbo"
+TEMPLATES = Path(aecourse.grading.__file__).parent / "templates"
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """What the command writes."""
+    path = tmp_path_factory.mktemp("gradescope") / "autograder.zip"
+    command = ["gradescope", NAME, "--course", str(ROOT), "--output", str(path)]
+    assert main([*command, "--hidden-tests", "after_published"]) == 0
+    return path
+
+
+@pytest.fixture
+def autograder(archive, tmp_path) -> Path:
+    """Gradescope's folder, with the archive where its container has it."""
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "source")
+    (tmp_path / "submission").mkdir()
+    return tmp_path
+
+
+def test_archive_holds_what_the_container_needs_and_no_more(archive):
+    with zipfile.ZipFile(archive) as file:
+        names, modes = file.namelist(), {e.filename: e.external_attr >> 16 for e in file.infolist()}
+        assert json.loads(file.read("autograder.json")) == {"assignment": NAME, "hidden": "after_published"}
+        requirements = file.read("requirements.txt").decode().split()
+    assert [name for name in names if not re.fullmatch(r"aecourse/[\w/]+\.py", name)] == [
+        *("setup.sh", "run_autograder", "requirements.txt", "autograder.json", f"{NAME}.ipynb"),
+    ]
+    assert "aecourse/checks/elbo.py" in names
+    assert modes["setup.sh"] == modes["run_autograder"] == 0o755
+    text = (ROOT / "pyproject.toml").read_text()
+    for requirement in map(str, map(Requirement, requirements)):
+        assert f'"{requirement}"' in text  # the bounds of the package's own
+
+
+@pytest.mark.parametrize("script", ["setup.sh", "run_autograder"])
+def test_scripts_are_shell(script):
+    subprocess.run(["bash", "-n", TEMPLATES / script], check=True)
+    text = (TEMPLATES / script).read_text()
+    assert "chmod" in text
+    assert "/autograder/source" in text
+
+
+def checked(results: dict) -> dict:
+    """{test: points} of results in Gradescope's form."""
+    assert set(results) == {
+        *("tests", "output", "output_format", "visibility", "stdout_visibility", "execution_time"),
+        "extra_data",
+    }
+    assert results["stdout_visibility"] == "hidden"
+    assert [test["name"] for test in results["tests"]] == list(AUTOGRADED[NAME])
+    for test in results["tests"]:
+        assert test["max_score"] == AUTOGRADED[NAME][test["name"]]
+        assert test["status"] == ("passed" if test["score"] == test["max_score"] else "failed")
+        hidden = not test["name"].endswith("_checks")
+        assert test["visibility"] == ("after_published" if hidden else "visible")
+        assert test["output_format"] == "text"
+        assert bool(test["extra_data"]["misconceptions"]) <= (test["status"] == "failed")
+    return {test["name"]: test["score"] for test in results["tests"]}
+
+
+@needs_sandbox
+@pytest.mark.seconds(8)
+def test_grades_a_submission(autograder):
+    nbformat.write(solved(NAME, ["full_logdet_sign"]), autograder / "submission" / f"{NAME}.ipynb")
+    command = [sys.executable, "-m", "aecourse.grading.gradescope", str(autograder)]
+    own = os.environ | {"PYTHONPATH": str(autograder / "source")}
+    subprocess.run(command, cwd=autograder / "source", env=own, check=True)
+    results = json.loads((autograder / "results" / "results.json").read_text())
+    points = checked(results)
+    lost = {name for name, score in points.items() if score < AUTOGRADED[NAME][name]}
+    assert {name.rpartition("_")[0] for name in lost} == {"full_gaussian_kl"}
+    failed = next(test for test in results["tests"] if test["name"] == "full_gaussian_kl_values")
+    assert failed["extra_data"]["misconceptions"]
+    assert failed["extra_data"]["misconceptions"][0] in failed["output"]
+    secrets = [line for line in secret_lines(SOURCE[NAME]) if line in json.dumps(results)]
+    assert secrets == []
+
+
+@pytest.mark.skipif(not container.POSSIBLE, reason="needs root, who makes the container, and bubblewrap")
+@pytest.mark.seconds(10)
+def test_run_autograder_in_a_container_without_namespaces(autograder):
+    """Gradescope's own way: the archive's script, as root, in a container that can make no sandbox."""
+    nbformat.write(solved(NAME), autograder / "submission" / f"{NAME}.ipynb")
+    folders = {f"/autograder/{name}": autograder / name for name in ("submission", "results")}
+    (autograder / "results").mkdir()
+    python = Path(sys.executable)
+    (autograder / "bin").mkdir()
+    (autograder / "bin" / "python").symlink_to(python.parent.resolve() / python.name)
+    folders |= {"/opt/aecourse/bin": autograder / "bin", container.CLOSED: autograder / "source"}
+    done = subprocess.run(
+        container.inside("bash", f"{container.CLOSED}/run_autograder", landlock=False, folders=folders),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((autograder / "results" / "results.json").read_text())
+    assert checked(results) == AUTOGRADED[NAME]
+    assert results["extra_data"] == {"status": "graded", "needs_a_person": False}
+
+
+def test_nothing_handed_in(autograder):
+    """There are results all the same, and they say what is missing."""
+    results = gradescope.main(autograder)
+    assert set(checked(results).values()) == {0.0}
+    assert f"{NAME}.ipynb is missing" in results["output"]
+
+
+# --------------------------------------------------------------------------- GitHub Classroom
+
+
+@pytest.mark.seconds(10)
+def test_workflow_of_github_classroom(tmp_path):
+    """Its last command, in a repository as it says: a right notebook passes, an unwritten one does not."""
+    workflow = yaml.safe_load((TEMPLATES / "classroom.yml").read_text())
+    assert "push" in workflow[True]  # which YAML makes of `on`
+    assert workflow["permissions"] == {"contents": "read"}
+    steps = workflow["jobs"]["check-submission"]["steps"]
+    assert "aecourse[check]" in steps[-2]["run"]
+    release = ROOT / "assignments" / NAME / f"{NAME}.ipynb"
+    (tmp_path / ".as_given").mkdir()
+    (tmp_path / ".as_given" / f"{NAME}.ipynb").write_bytes(release.read_bytes())
+    own = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def run() -> subprocess.CompletedProcess:
+        command = ["bash", "-e", "-c", steps[-1]["run"]]
+        return subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True)
+
+    nbformat.write(solved(NAME), tmp_path / f"{NAME}.ipynb")
+    done = run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the visible checks pass" in done.stdout
+    (tmp_path / f"{NAME}.ipynb").write_bytes(release.read_bytes())
+    done = run()
+    assert done.returncode == 1
+    assert "Still to be written" in done.stdout
