@@ -11,8 +11,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from support.notebooks import ROOT
-
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = "/autograder/tests/support/container.py"  # this file, in there
 CLOSED = "/autograder/source"  # where the course is, for root alone
 POSSIBLE = os.geteuid() == 0 and sys.platform == "linux" and shutil.which("bwrap") is not None
 # mount umount2 pivot_root unshare setns, and with a kernel or a Docker of some age the Landlock calls
@@ -35,16 +35,17 @@ def inside(*command: str, landlock: bool, folders: dict[str, Path] | None = None
             for folder in list(reversed(prefix.parents))[1:]:
                 outer += ["--dir", str(folder)]
             outer += ["--ro-bind", str(prefix), str(prefix)]
-    outer += [*"--dir /autograder --perms 0700 --dir".split(), CLOSED]
+    outer += [*"--dir /root --dir /autograder --perms 0700 --dir".split(), CLOSED]
+    outer += ["--ro-bind", __file__, PROGRAM]
     for name in ("aecourse", "tests", "solutions", "assignments", "pyproject.toml"):
         outer += ["--ro-bind", str(ROOT / name), f"{CLOSED}/{name}"]
     for there, here in (folders or {}).items():
         outer += ["--bind", str(here), there]
     outer += ["--chdir", CLOSED, "--setenv", "PYTHONPATH", f"{CLOSED}:{CLOSED}/tests"]
-    outer += ["--setenv", "HOME", "/tmp"]
+    outer += ["--setenv", "HOME", "/root"]
     python = Path(sys.executable)
     python = str(python.parent.resolve() / python.name)
-    return [*outer, python, "-m", "support.container", str(int(landlock)), *command]
+    return [*outer, python, PROGRAM, str(int(landlock)), *command]
 
 
 def _forbid(landlock: bool) -> None:
