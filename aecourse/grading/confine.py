@@ -14,6 +14,7 @@ import struct
 import sys
 
 LINUX = sys.platform == "linux"
+LIBC = ctypes.CDLL(None, use_errno=True)
 MOST_FILES = 10_000  # in a folder of a child: each takes a kilobyte of the kernel's memory, however empty
 
 # --------------------------------------------------------------------------- system calls
@@ -130,7 +131,6 @@ def confine(memory: int, cpu: int, file: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
     if not LINUX:
         return
-    libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/self/statm") as sizes:
         pages = [int(number) * resource.getpagesize() for number in sizes.read().split()]
     for kind, limit in (
@@ -148,13 +148,13 @@ def confine(memory: int, cpu: int, file: int) -> None:
     memory_of_it = ctypes.create_string_buffer(program)
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(memory_of_it))
     # PR_SET_NO_NEW_PRIVS, then PR_SET_SECCOMP with SECCOMP_MODE_FILTER
-    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.c_char_p(header), 0, 0):
+    if LIBC.prctl(38, 1, 0, 0, 0) or LIBC.prctl(22, 2, ctypes.c_char_p(header), 0, 0):
         os._exit(3)
 
 
 def first_to_go() -> None:
     """If memory runs out after all, the child goes first, and the warm process stays."""
-    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, without which the next file cannot be written
+    LIBC.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, without which the next file cannot be written
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")
 
@@ -173,22 +173,21 @@ READABLE = (
 def only_files(folders: tuple[str, ...]) -> bool:
     """Let this process open no file but those of Python, to read, and those in the folders; whether the
     kernel can do that (Landlock, from Linux 5.13 on)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(RULESET, None, 0, 1)
+    version = LIBC.syscall(RULESET, None, 0, 1)
     if version < 1:
         return False
     rights = (1 << {1: 13, 2: 14}.get(version, 15)) - 1
-    rules = libc.syscall(RULESET, struct.pack("Q", rights), 8, 0)
+    rules = LIBC.syscall(RULESET, struct.pack("Q", rights), 8, 0)
     python = {os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix)}
     places = dict.fromkeys((*READABLE, *python), TO_READ)
     for place, right in (places | dict.fromkeys(folders, rights) | {"/dev/null": OF_FILES}).items():
         with contextlib.suppress(OSError):
             beneath = os.open(place, os.O_PATH)
             of_it = right & rights if os.path.isdir(place) else right & rights & OF_FILES
-            libc.syscall(RULE, rules, 1, struct.pack("=Qi", of_it, beneath), 0)
+            LIBC.syscall(RULE, rules, 1, struct.pack("=Qi", of_it, beneath), 0)
             os.close(beneath)
-    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    done = rules >= 0 and libc.syscall(RESTRICT, rules, 0) == 0
+    LIBC.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    done = rules >= 0 and LIBC.syscall(RESTRICT, rules, 0) == 0
     os.close(rules)
     return done
 
@@ -203,13 +202,14 @@ NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 
 def _mount(source: str, target: str, flags: int, kind: str = "", options: str = "") -> None:
     words = [word.encode() or None for word in (source, target, kind)]
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None):
+    if LIBC.mount(*words, ctypes.c_ulong(flags), options.encode() or None):
         raise OSError(ctypes.get_errno(), f"cannot mount {target}: {os.strerror(ctypes.get_errno())}")
 
 
 def close_devices() -> None:
-    """Nobody in here may change mode or times of a device, which is one of the machine's."""
+    """Keep mounts to ourselves, and let nobody in here change mode or times of a device, which is one of the
+    machine's."""
+    _mount("", "/", PRIVATE | REC)
     for name in sorted(os.listdir("/dev")):
         path = f"/dev/{name}"
         if not os.path.isdir(path) and not os.path.islink(path):
@@ -222,10 +222,8 @@ def own_mounts(folders: tuple[str, ...], size: int) -> None:
 
     What stands in a folder already is an environment of Python, and is shown again.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(NEW_MOUNTS):
+    if LIBC.unshare(NEW_MOUNTS):
         raise OSError(ctypes.get_errno(), "cannot make mounts of its own")
-    _mount("", "/", PRIVATE | REC)
     for folder in folders:
         kept = {name: os.open(f"{folder}/{name}", os.O_PATH) for name in os.listdir(folder)}
         _tmpfs(folder, f"size={size},nr_inodes={MOST_FILES},mode=700", NO_EXEC)
@@ -236,7 +234,7 @@ def own_mounts(folders: tuple[str, ...], size: int) -> None:
     os.chdir(folders[0])
     _own_proc(folders[0])
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)  # _LINUX_CAPABILITY_VERSION_3
-    if libc.capset(header, nothing):
+    if LIBC.capset(header, nothing):
         raise OSError(ctypes.get_errno(), "cannot give its rights up")
 
 
@@ -254,8 +252,7 @@ def _own_proc(place: str) -> None:
     os.symlink(process, f"{new}/self")
     for name in (*OF_PROC, *(f"{process}/{name}" for name in OF_PROCESS)):
         os.close(os.open(f"{new}/{name}", os.O_CREAT))
-        _mount(f"/proc/{name}", f"{new}/{name}", BIND)
-        _mount("", f"{new}/{name}", REMOUNT | BIND | READ_ONLY | NO_SUID | NO_DEV | NO_EXEC)
-    _mount("", new, REMOUNT | BIND | READ_ONLY | NO_SUID | NO_DEV | NO_EXEC)
+        _mount(f"/proc/{name}", f"{new}/{name}", BIND)  # none of them can be written
+    _mount("", new, REMOUNT | BIND | READ_ONLY | NO_SUID | NO_DEV)
     _mount(new, "/proc", 8192)  # MS_MOVE
     os.rmdir(new)
