@@ -246,8 +246,8 @@ def compiled(model=None, **options):
 
 
 def without_workers(initialise):
-    """The initialiser of a `DataLoader` whose workers, processes that there are none of here, do nothing but
-    load: without them come the same examples in the same order."""
+    """The initialiser of a `DataLoader` that loads without other processes, since there can be none here: the
+    same examples come in the same order (of shuffling persistent workers, in the first epoch)."""
     signature = inspect.signature(initialise)
     of_workers = "num_workers timeout multiprocessing_context prefetch_factor persistent_workers".split()
 
