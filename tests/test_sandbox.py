@@ -352,9 +352,9 @@ def test_system_calls_that_fail(warm):
 socket 41, connect 42, bind 49, fork 57, vfork 58, execve 59, shmget 29, msgget 68, semget 64, flock 73,
 ptrace 101, setuid 105, setpriority 141, sched_setscheduler 144, mlock 149, chroot 161, sync 162,
 mount 165, reboot 169, setxattr 188, sched_setaffinity 203, io_setup 206, mq_open 240, add_key 248,
-keyctl 250, ioprio_set 251, inotify_init 253, unshare 272, perf_event_open 298, name_to_handle_at 303, setns 308,
-process_vm_readv 310, memfd_create 319, bpf 321, userfaultfd 323, io_uring_setup 425, pidfd_open 434,
-clone3 435, landlock_create_ruleset 444, memfd_secret 447
+keyctl 250, ioprio_set 251, inotify_init 253, unshare 272, perf_event_open 298, name_to_handle_at 303,
+setns 308, process_vm_readv 310, memfd_create 319, bpf 321, userfaultfd 323, io_uring_setup 425,
+pidfd_open 434, clone3 435, landlock_create_ruleset 444, memfd_secret 447
 """
     refused = {name: int(number) for name, number in map(str.split, names.split(","))}
     source = f"""
