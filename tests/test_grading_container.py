@@ -39,10 +39,11 @@ SOURCE = (ROOT / "solutions" / NAME / f"{NAME}.ipynb").read_text(encoding="utf-8
 PROXY = "http://tutor:geheim@proxy:1"
 FINDS = """
 import os
-for top, folders, files in (*os.walk("/"), *os.walk("/tmp")):
-    folders[:] = [folder for folder in folders if os.path.join(top, folder) != "/proc"]
-    places = [top, *(os.path.join(top, file) for file in files)]
-    print(*(place for place in places if os.access(place, os.W_OK) and not os.path.islink(place)), sep="\\n")
+for walk in (os.walk("/"), os.walk("/tmp")):
+    for top, folders, files in walk:
+        folders[:] = [folder for folder in folders if os.path.join(top, folder) != "/proc"]
+        places = [top, *(os.path.join(top, file) for file in files)]
+        print(*(p for p in places if os.access(p, os.W_OK) and not os.path.islink(p)), sep="\\n")
 """
 
 
