@@ -272,6 +272,15 @@ open("/tmp/x", "w").close()
             assert printed(process.ready() if _ == 0 else process, source) == f"{tmp_path}/env True False\n"
 
 
+def test_without_own_mounts_nothing_is_run(monkeypatch):
+    """Where something takes the right to mount from the warm process, as some profiles of AppArmor do."""
+    command = Sandbox._bubblewrap
+    without = "--cap-add", "CAP_SYS_ADMIN"
+    monkeypatch.setattr(Sandbox, "_bubblewrap", lambda *a: [w for w in command(*a) if w not in without])
+    with pytest.raises(SandboxError, match="cannot be made, .* AppArmor .* make mounts of its own"):
+        Sandbox().ready()
+
+
 # --------------------------------------------------------------------------- system calls
 
 

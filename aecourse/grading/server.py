@@ -35,9 +35,7 @@ def main(kind: str, size: str, *scratch: str) -> None:
     of a container, or of a "user" to whom nothing else belongs, or "unsafe" ones among those of others.
     size: bytes that a child may have in a folder. scratch: these folders; it works in the first.
     """
-    shell = warm_up()
     from aecourse.grading import confine
-    from aecourse.grading.calls import serve  # needs torch, and the trusted side reads this file without it
 
     mounts, most = kind == "mounts", int(size)
     counted = {"folders": scratch, "user": scratch[:1]}.get(kind, ())  # what holds no files of others
@@ -53,8 +51,11 @@ def main(kind: str, size: str, *scratch: str) -> None:
         confine.confine(memory, cpu, file)
 
     if mounts:
-        confine.close_devices()
         try_out(enter)
+        confine.close_devices()
+    shell = warm_up()
+    from aecourse.grading.calls import serve  # needs torch, and the trusted side reads this file without it
+
     control = socket.socket(socket.AF_UNIX)
     control.connect(str(Path(__file__).parents[2] / "control"))
     words = b""  # the first: names of modules, with commas between them
@@ -118,7 +119,8 @@ def try_out(enter) -> None:
         try:
             enter(2**30, 60, 2**20)
         except OSError as error:
-            print(f"A submission's own process cannot be made: {error}", file=sys.stderr, flush=True)
+            words = "A submission's own process cannot be made, which a profile of AppArmor may forbid"
+            print(f"{words}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
     if os.waitpid(child, 0)[1]:
