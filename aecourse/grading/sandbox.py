@@ -9,7 +9,7 @@ A sandbox takes seconds to start, so nothing here needs torch: it can be started
 
 import contextlib
 import os
-import random
+import secrets
 import select
 import shutil
 import signal
@@ -60,6 +60,10 @@ USERS = range(61184, 65520)  # kept free for such use, by systemd too
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
+class SandboxError(RuntimeError):
+    """The sandbox cannot be made, or is gone."""
+
+
 def _homes(folder: str) -> dict[str, str]:
     """Settings that keep what Python's packages write at home in the scratch folder."""
     return {"HOME": folder, "IPYTHONDIR": f"{folder}/.ipython", "MPLCONFIGDIR": f"{folder}/.mpl"}
@@ -100,7 +104,8 @@ def _another_user() -> int:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             taken.add(folder.stat().st_uid)
-    return random.choice([user for user in USERS if user not in taken])
+    # Not by `random`: workers that are forked from one process would all draw the same.
+    return secrets.choice([user for user in USERS if user not in taken])
 
 
 def _end_all(user: int) -> None:
@@ -134,10 +139,6 @@ def _as_nobody(places: list[Path]) -> list[str]:
             command += ["--ro-bind", str(place), str(place)]
     command += ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--pdeathsig", "KILL"]
     return command
-
-
-class SandboxError(RuntimeError):
-    """The sandbox cannot be made, or is gone."""
 
 
 @dataclass(frozen=True)
