@@ -25,14 +25,13 @@ MOST_FILES = 10_000  # in a folder of a child: each takes a kilobyte of the kern
 ALLOWED = """
 read 0 63, write 1 64, open 2 -, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62,
 mmap 9 222, mprotect 10 226, munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135,
-rt_sigreturn 15 139,
-pread64 17 67, pwrite64 18 68, readv 19 65, writev 20 66, access 21 -, pipe 22 -, select 23 -,
-sched_yield 24 124, mremap 25 216, msync 26 227, madvise 28 233, dup 32 23, dup2 33 -, pause 34 -,
-nanosleep 35 101, getitimer 36 102, alarm 37 -, setitimer 38 103, getpid 39 172, sendfile 40 71,
-sendto 44 206, recvfrom 45 207, sendmsg 46 211, recvmsg 47 212, shutdown 48 210, getsockname 51 204,
-getpeername 52 205, getsockopt 55 209, exit 60 93, wait4 61 260, uname 63 160, fsync 74 82, fdatasync 75 83,
-truncate 76 45, ftruncate 77 46, getdents 78 -, getcwd 79 17, chdir 80 49, fchdir 81 50, rename 82 -,
-mkdir 83 -, rmdir 84 -, creat 85 -, link 86 -, unlink 87 -, symlink 88 -, readlink 89 -, chmod 90 -,
+rt_sigreturn 15 139, pread64 17 67, pwrite64 18 68, readv 19 65, writev 20 66, access 21 -, pipe 22 -,
+select 23 -, sched_yield 24 124, mremap 25 216, msync 26 227, madvise 28 233, dup 32 23, dup2 33 -,
+pause 34 -, nanosleep 35 101, getitimer 36 102, alarm 37 -, setitimer 38 103, getpid 39 172,
+sendfile 40 71, sendto 44 206, recvfrom 45 207, sendmsg 46 211, recvmsg 47 212, shutdown 48 210,
+getsockname 51 204, getpeername 52 205, getsockopt 55 209, exit 60 93, wait4 61 260, uname 63 160,
+fsync 74 82, fdatasync 75 83, truncate 76 45, ftruncate 77 46, getdents 78 -, getcwd 79 17,
+chdir 80 49, fchdir 81 50, rename 82 -, mkdir 83 -, rmdir 84 -, creat 85 -, link 86 -, unlink 87 -, symlink 88 -, readlink 89 -, chmod 90 -,
 fchmod 91 52, umask 95 166, gettimeofday 96 169, getrlimit 97 163, getrusage 98 165, sysinfo 99 179,
 times 100 153, getuid 102 174, getgid 104 176, geteuid 107 175, getegid 108 177, getppid 110 173,
 getpgrp 111 -, getgroups 115 158, getresuid 118 148, getresgid 120 150, getpgid 121 155, getsid 124 156,
@@ -220,12 +219,13 @@ def own_mounts(folders: tuple[str, ...], size: int) -> None:
     """Give this process folders of its own, empty, of so many bytes each, and of /proc what harms nobody;
     then take the right to mount away from it.
 
-    What stands in a folder already is an environment of Python, and is shown again.
+    What is mounted in a folder already is an environment of Python, and is shown again.
     """
     if LIBC.unshare(NEW_MOUNTS):
         raise OSError(ctypes.get_errno(), "cannot make mounts of its own")
     for folder in folders:
-        kept = {name: os.open(f"{folder}/{name}", os.O_PATH) for name in os.listdir(folder)}
+        mounted = [name for name in os.listdir(folder) if os.path.ismount(f"{folder}/{name}")]
+        kept = {name: os.open(f"{folder}/{name}", os.O_PATH) for name in mounted}
         _tmpfs(folder, f"size={size},nr_inodes={MOST_FILES},mode=700", NO_EXEC)
         for name, descriptor in kept.items():
             os.mkdir(f"{folder}/{name}")
