@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aecourse.checks.core import FOLLOWS, UNWRITTEN, address
 from aecourse.grading.submission import Assignment, grade_id
+from aecourse.grading.words import shown
 
 if TYPE_CHECKING:
     from aecourse.grading.worker import Test, Verdict
@@ -29,7 +30,6 @@ STATUS = {
     "unreadable": "cannot be read",
     "missing": "no notebook",
 }
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +50,7 @@ def _environment() -> Environment:
 
 
 def _render(template: str, **values) -> str:
-    return UNPRINTABLE.sub("\ufffd", _environment().get_template(template).render(values))
+    return shown(_environment().get_template(template).render(values))
 
 
 def _number(value: float) -> str:
@@ -113,6 +113,7 @@ class _Section:
     tests: list[dict] = field(default_factory=list)
     code: str = ""
     answer: str = ""
+    pictures: list[str] = field(default_factory=list)  # addresses that hold them
     comment: str = ""
 
     @property
@@ -159,9 +160,15 @@ def _sections(verdict: "Verdict", assignment: Assignment, marks: dict) -> list[_
     for name in titles:
         if name in assignment.written:
             mark, comment = marks.get(name, (None, ""))
-            answer = verdict.answers.get(name, "")[:LONGEST]
             sections[f"written {name}"] = _Section(
-                name, titles[name], points[name], mark, written=True, answer=answer, comment=comment or ""
+                name,
+                titles[name],
+                points[name],
+                mark,
+                written=True,
+                answer=_cut(verdict.answers.get(name, "")),
+                pictures=verdict.pictures.get(name, []),
+                comment=comment or "",
             )
         elif name in tests:
             function, test = function_of(name), tests[name]
@@ -173,8 +180,12 @@ def _sections(verdict: "Verdict", assignment: Assignment, marks: dict) -> list[_
         if not section.written:
             source = verdict.sources.get(function, "")
             section.comment = marks.get(function, (None, ""))[1]
-            section.code = source[:LONGEST] + ("\n… (cut here)" if len(source) > LONGEST else "")
+            section.code = _cut(source)
     return list(sections.values())
+
+
+def _cut(text: str) -> str:
+    return text[:LONGEST] + ("\n… (cut here)" if len(text) > LONGEST else "")
 
 
 def _shown(test: "Test", source: str) -> dict:
