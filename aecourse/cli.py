@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(reference.train(options.name, options.folder))
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        print(f"aecourse: {error}", file=sys.stderr)
+        from aecourse.grading.words import shown
+
+        print(f"aecourse: {shown(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("aecourse: stopped. The same command goes on where this one was.", file=sys.stderr)
@@ -158,6 +160,15 @@ def _add_grade(commands) -> None:
     command.add_argument("--seconds", type=float, help="for a submission as a whole")
     command.add_argument("--test-seconds", type=float, help="for one cell or one test")
     command.add_argument("--memory", type=float, metavar="GB", help="for a submission")
+    command.add_argument("--due", metavar="DATE", help="when it was due; kept for later runs (none: never)")
+    command.add_argument("--grace", type=float, default=0.0, metavar="MINUTES", help="after --due, for free")
+    command.add_argument(
+        "--per-day",
+        type=float,
+        default=0.0,
+        metavar="PERCENT",
+        help="of the points, for each day begun since",
+    )
     safety = command.add_mutually_exclusive_group()
     safety.add_argument(
         "--sandbox", default="bubblewrap", metavar="KIND", help="bubblewrap, docker:IMAGE or podman:IMAGE"
@@ -200,9 +211,21 @@ def grade(options: argparse.Namespace) -> int:
         raise RuntimeError("Grading needs Linux for its sandbox; on Windows, use it in WSL.")
     from aecourse.grading.sandbox import early
 
+    if options.sandbox == "unsafe":
+        raise ValueError("--sandbox unsafe is no sandbox: to run student code as you, say --unsafe.")
+    for name, least, most in (("seconds", 1, 86_400), ("test_seconds", 1, 86_400), ("memory", 0.25, 1024)):
+        given = getattr(options, name)
+        if given is not None and not least <= given <= most:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is {given:g} but must be a number from {least:g} to {most:g}.")
+    if not 0 <= options.workers <= 1024:
+        raise ValueError(f"--workers is {options.workers} but must be at least 1, or 0 for one per core.")
     kind = "unsafe" if options.unsafe else options.sandbox
     begun = (options.course / ".aecourse" / options.assignment).exists()  # then little may be left to grade
     count = 0 if begun or options.scheduler else options.workers or os.cpu_count() or 1
+    submitted = options.course / "submitted"
+    if submitted.is_dir():  # as it is called unless the configuration says otherwise
+        count = min(count, len(options.students) or sum(1 for _ in submitted.glob(f"*/{options.assignment}")))
     with early(kind, count) as sandboxes:  # they start while nbgrader and torch are imported here
         return _grade(options, kind, sandboxes)
 
@@ -226,15 +249,32 @@ def _grade(options: argparse.Namespace, kind: str, sandboxes: tuple) -> int:
         sandbox=kind,
         sandboxes=sandboxes,
         limits=limits,
+        due=_due(options),
         progress=not options.quiet,
     )
     course = grading.Course(options.course, options.db)
     verdicts = grading.grade(course, options.assignment, settings)
     print(grading.summary(verdicts))
+    misplaced = course.misplaced(tuple(options.students))
+    for sentence in misplaced[:20]:
+        print(sentence)
+    if len(misplaced) > 20:
+        print(f"And {len(misplaced) - 20} more are not where they should be.")
     for name in ("report", "csv", "canvas", "moodle"):
         if path := getattr(options, name):
             grading.write(path, grading.exported(name, course, options.assignment, verdicts))
-    return 2 if any(verdict.human for verdict in verdicts.values()) else 0
+    return 2 if misplaced or any(verdict.human for verdict in verdicts.values()) else 0
+
+
+def _due(options: argparse.Namespace):
+    """What ``--due``, ``--grace`` and ``--per-day`` say: a `late.Due`, "" for never, None for nothing."""
+    from aecourse.grading.late import Due
+
+    if options.due is None and (options.grace or options.per_day):
+        raise ValueError("--grace and --per-day need --due DATE.")
+    return (
+        "" if options.due == "none" else options.due and Due.of(options.due, options.grace, options.per_day)
+    )
 
 
 def check_submission(options: argparse.Namespace) -> int:

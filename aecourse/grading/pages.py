@@ -122,7 +122,10 @@ class _Section:
 
 
 def feedback_page(
-    verdict: "Verdict", assignment: Assignment, marks: dict[str, tuple[float | None, str]]
+    verdict: "Verdict",
+    assignment: Assignment,
+    marks: dict[str, tuple[float | None, str]],
+    deduction: float = 0.0,
 ) -> str:
     """The HTML page that a student gets.
 
@@ -131,6 +134,7 @@ def feedback_page(
         assignment: the instructor's notebook, for titles, order and the source of visible checks.
         marks: for each written question the points that a person gave (None: not yet) and a comment; for
             tasks, (None, comment).
+        deduction: points taken off for being late.
 
     Raises:
         ValueError: verdict or marks are of another assignment.
@@ -147,7 +151,8 @@ def feedback_page(
         readable=verdict.status not in ("unreadable", "missing"),
         remarks=list(dict.fromkeys(verdict.remarks)),
         sections=sections,
-        points=sum(section.points or 0 for section in sections),
+        points=sum(section.points or 0 for section in sections) - deduction,
+        deduction=deduction,
         out_of=sum(section.out_of for section in sections),
         unmarked=sum(section.out_of for section in sections if section.points is None),
     )
@@ -223,6 +228,7 @@ def report_page(
     verdicts: Iterable["Verdict"],
     scores: dict[str, float],
     similar: list[tuple[float, str, str, list[str]]],
+    overdue: Iterable[tuple[str, int, float, str]] = (),
 ) -> str:
     """The HTML page with which an instructor starts.
 
@@ -231,6 +237,7 @@ def report_page(
         verdicts: of all submissions, missing ones included.
         scores: each student's points, with what was given by hand so far.
         similar: what `similar.pairs` has found.
+        overdue: of late submissions the student, the days, the points taken off and a sentence.
 
     Raises:
         ValueError: a verdict is of another assignment, or there is no score for it.
@@ -258,6 +265,7 @@ def report_page(
         tasks=_tasks(there, assignment),
         slips=_slips(there),
         times=_times(there),
+        overdue=list(overdue),
         human=[(verdict, _reasons(verdict)) for verdict in verdicts if verdict.human],
         similar=sorted(similar, key=lambda pair: -pair[0])[:50],
         more_similar=max(0, len(similar) - 50),
