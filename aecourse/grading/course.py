@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -30,7 +30,15 @@ from pathlib import Path
 
 import nbgrader.api
 from alembic.script import ScriptDirectory
-from nbgrader.api import Comment, Grade, Gradebook, MissingEntry, SubmittedAssignment, SubmittedNotebook
+from nbgrader.api import (
+    Comment,
+    Grade,
+    Gradebook,
+    MissingEntry,
+    Student,
+    SubmittedAssignment,
+    SubmittedNotebook,
+)
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.dbutil import ALEMBIC_DIR
 from sqlalchemy import insert
@@ -200,16 +208,19 @@ class Course:
         if not listed_there:
             return
         fields = ("first_name", "last_name", "email")
-        with self.gradebook() as gradebook:
-            known = {
-                student.id: [getattr(student, f) or "" for f in fields] for student in gradebook.students
-            }
+
+        def add() -> None:
+            known = {student.id: student for student in gradebook.students}
             for student, row in listed_there.items():
-                given = {field: row[field] for field in fields if row.get(field)}
-                if student not in known or any(
-                    known[student][fields.index(f)] != v for f, v in given.items()
-                ):
-                    gradebook.update_or_create_student(student, **given)
+                if student not in known:
+                    gradebook.db.add(known.setdefault(student, Student(id=student)))
+                for name in fields:
+                    if row.get(name) and getattr(known[student], name) != row[name]:
+                        setattr(known[student], name, row[name])
+            gradebook.db.commit()
+
+        with self.gradebook() as gradebook:
+            _patiently(gradebook, add)
 
 
 @dataclass(frozen=True)
@@ -263,6 +274,24 @@ def _check(assignment: Assignment) -> None:
         points = cell.metadata.nbgrader.get("points")
         if isinstance(points, bool) or not isinstance(points, int | float) or not 0 <= points < 1e6:
             raise CourseError(f"gives the cell {name} no points: {in_a_line(str(points), 20)}.")
+
+
+def _patiently(gradebook: Gradebook, action: Callable):
+    """The result of an action, which can be done again, on a gradebook that another program may be writing
+    to. (nbgrader's own functions would print a traceback each time.)"""
+    start, said = time.monotonic(), False
+    while True:
+        try:
+            return action()
+        except OperationalError as error:
+            gradebook.db.rollback()
+            if "locked" not in str(error) or time.monotonic() - start > PATIENCE:
+                raise
+            if not said:
+                words = f"The gradebook is in use by another program: waiting for it, up to {PATIENCE:.0f} s."
+                print(words, file=sys.stderr)
+            said = True
+            time.sleep(0.5)
 
 
 def _plain(error: SQLAlchemyError) -> str:
@@ -569,28 +598,13 @@ class Ledger:
         self.gradebook.close()
 
     def settled_for(self, verdict: Verdict, work: Work) -> Verdict:
-        """`settle`, and the verdict with what there is to say besides. Waits for a gradebook that another
-        program is writing to; what stands in the way of one student's pages costs nobody else anything."""
-        start, said = time.monotonic(), False
-        while True:
-            try:
-                return self.settle(verdict, work)
-            except OperationalError as error:
-                self.gradebook.db.rollback()
-                if "locked" not in str(error) or time.monotonic() - start > PATIENCE:
-                    raise
-                if not said:
-                    words = (
-                        f"The gradebook is in use by another program: waiting for it, up to {PATIENCE:.0f} s."
-                    )
-                    print(words, file=sys.stderr)
-                said = True
-                time.sleep(0.5)
-            except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-                words = (
-                    f"The pages cannot be written: {error.strerror}: {in_a_line(str(error.filename), 200)}."
-                )
-                return replace(verdict, human=True, trouble=words)
+        """`settle`, and the verdict with what there is to say besides. What stands in the way of one
+        student's pages costs nobody else anything."""
+        try:
+            return _patiently(self.gradebook, lambda: self.settle(verdict, work))
+        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            words = f"The pages cannot be written: {error.strerror}: {in_a_line(str(error.filename), 200)}."
+            return replace(verdict, human=True, trouble=words)
 
     def settle(self, verdict: Verdict, work: Work) -> Verdict:
         """Bring a verdict, and what a person has marked since, to gradebook, notebook and feedback.
@@ -628,9 +642,9 @@ class Ledger:
     def _done(self, student: str) -> dict:
         """What the last run has left about a student; empty if that is not what it was."""
         done = read(self.settled / student)
-        names = [*done.get("changed", ()), *done.get("marked", ())] if done else []
-        sound = isinstance(done.get("written", {}), dict) and all(isinstance(name, str) for name in names)
-        return done if sound else {}
+        names = [done.get("changed", []), done.get("marked", [])]
+        sound = all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names)
+        return done if sound and isinstance(done.get("written", {}), dict) else {}
 
     def _written(self, verdict: Verdict) -> dict[str, str]:
         """{question or test: a fingerprint of what the student wrote for it}."""
@@ -657,7 +671,6 @@ class Ledger:
         Returns:
             names of what was marked by hand and is lost with a gradebook that is not there any more.
         """
-        self.gradebook.update_or_create_student(verdict.student)
         points = {test.name: test.points for test in verdict.tests}
         try:
             self.gradebook.find_submission(self.name, verdict.student)
@@ -692,6 +705,8 @@ class Ledger:
         """What nbgrader's `add_submission` makes, with the points in it: in one transaction and not in three,
         and without an object for each of its rows."""
         db, (assignment, notebook) = self.gradebook.db, self.ids
+        if db.get(Student, verdict.student) is None:
+            db.add(Student(id=verdict.student))
         submission = SubmittedAssignment(assignment_id=assignment, student_id=verdict.student)
         db.add(submission)
         db.flush()
