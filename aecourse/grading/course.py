@@ -588,10 +588,12 @@ class Ledger:
         }
         self.graded, self.commented = names["grade"] | names["task"], names["solution"] | names["task"]
         self.cells = self.graded | self.commented
-        date = self.due and self.due.when.astimezone(timezone.utc).replace(tzinfo=None)
-        if date and self.gradebook.find_assignment(self.name).duedate != date:
-            self.gradebook.find_assignment(self.name).duedate = date
-            self.gradebook.db.commit()
+        if (self.course.keep(self.name) / "due.json").exists():
+            assignment = self.gradebook.find_assignment(self.name)
+            date = self.due and self.due.when.astimezone(timezone.utc).replace(tzinfo=None)
+            if assignment.duedate != date:
+                assignment.duedate = date
+                self.gradebook.db.commit()
         return self
 
     def __exit__(self, *_) -> None:
@@ -619,7 +621,7 @@ class Ledger:
         marked = self.marked(verdict, work, done)
         when = work.time.astimezone(timezone.utc).replace(tzinfo=None) if self.due and work.time else None
         clock = [str(when or ""), round(marked.deduction, 6)]
-        if clock != (done.get("clock") if there else None) and clock != ["", 0]:
+        if clock != (done.get("clock", ["", 0]) if there else ["", 0]):
             self._record_time(verdict, when, marked.deduction)
         if lost:
             words = (
