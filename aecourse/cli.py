@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     reference.add_argument("name", help="mnist_vae, mnist_features or digits_features")
     reference.add_argument("--folder", type=Path, default=Path("aecourse/weights"), help="where to write it")
 
+    _add_collect(commands)
     _add_grade(commands)
     _add_check(commands)
 
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(info())
         elif options.command == "train":
             train(options)
+        elif options.command == "collect":
+            return collect(options)
         elif options.command == "grade":
             return grade(options)
         elif options.command == "check-submission":
@@ -140,6 +143,23 @@ def _add_train(commands) -> None:
     model.add_argument("--variance", type=_number_or_name, help="a number, learned, per_pixel or optimal")
 
 
+def _add_collect(commands) -> None:
+    command = commands.add_parser(
+        "collect",
+        help="file what a learning platform packs as submitted/STUDENT/ASSIGNMENT/",
+        description="File the notebooks of an archive that a learning platform made of all submissions. What "
+        "is unambiguous is filed, and of several attempts the newest; the rest is named. Nothing newer, and "
+        "nothing that came another way, is overwritten.",
+    )
+    command.add_argument("archive", type=Path, help="the zip file, or the folder that it was unpacked to")
+    command.add_argument(
+        "--from", dest="platform", required=True, choices=("canvas", "moodle", "blackboard", "ilias")
+    )
+    command.add_argument("--assignment", metavar="NAME", help="(default: as the notebooks are called)")
+    command.add_argument("--course", type=Path, default=Path(), help="the course's folder (default: here)")
+    command.add_argument("--dry-run", action="store_true", help="only say what would be done")
+
+
 def _add_grade(commands) -> None:
     command = commands.add_parser(
         "grade",
@@ -205,6 +225,26 @@ def _add_check(commands) -> None:
     command.add_argument("--seconds", type=float, help="to run in (default: what the grader gives)")
 
 
+def collect(options: argparse.Namespace) -> int:
+    """``aecourse collect``; 0 when everything was filed, 2 when something needs a person."""
+    with needs("grading", "Collecting needs nbgrader and what goes with it"):
+        from aecourse.grading import collect as collecting
+        from aecourse.grading import course as grading
+    from aecourse.grading.words import listed
+
+    course = grading.Course(options.course)
+    how = options.platform, options.assignment, options.dry_run
+    name, outcome = collecting.collect(course, options.archive, *how)
+    would = "would be filed" if options.dry_run else "filed"
+    print(f"{name}: {len(outcome.filed)} {would}, {len(outcome.there)} there already.")
+    for sentence in (*outcome.left, *outcome.notes):
+        print(sentence)
+    missing = set(collecting.Class(course.root, options.platform, name).students)
+    if missing := sorted(missing - set(course.students(name)) - set(outcome.filed)):
+        print(f"Nothing yet from {listed(missing, 20)}.")
+    return 2 if outcome.left else 0
+
+
 def grade(options: argparse.Namespace) -> int:
     """``aecourse grade``; 0 when every submission was graded, 2 when some need a person."""
     if sys.platform == "win32":
@@ -221,7 +261,8 @@ def grade(options: argparse.Namespace) -> int:
     if not 0 <= options.workers <= 1024:
         raise ValueError(f"--workers is {options.workers} but must be at least 1, or 0 for one per core.")
     kind = "unsafe" if options.unsafe else options.sandbox
-    begun = (options.course / ".aecourse" / options.assignment).exists()  # then little may be left to grade
+    kept = options.course / ".aecourse" / options.assignment / "verdicts"
+    begun = kept.exists()  # then little may be left to grade
     count = 0 if begun or options.scheduler else options.workers or os.cpu_count() or 1
     submitted = options.course / "submitted"
     if submitted.is_dir():  # as it is called unless the configuration says otherwise

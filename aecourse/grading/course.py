@@ -128,9 +128,12 @@ class Course:
 
     def misplaced(self, only: tuple[str, ...] = ()) -> list[str]:
         """A sentence for everything below ``submitted/`` that is no submission; of these students alone."""
+        return list(places.misplaced(self.submitted, self.assignments, only))
+
+    @property
+    def assignments(self) -> list[str]:
         source = self.root / self.folders.source_directory
-        names = [folder.name for folder in source.glob("*") if (folder / f"{folder.name}.ipynb").is_file()]
-        return list(places.misplaced(self.submitted, names, only))
+        return sorted(f.name for f in source.glob("*") if (f / f"{f.name}.ipynb").is_file())
 
     def works(self, name: str) -> dict[str, "Work"]:
         """What each student is graded for: their own folder, or that of one in their group."""
