@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import warnings
 import zipfile
 from datetime import datetime
 
@@ -183,8 +184,8 @@ def test_the_class_list_says_who_is_who(run, course):
     assert lines[1:] == [
         "stranger_1006_5_elbo.ipynb belongs to nobody that students.csv knows: add the person with 1006 in a "
         "column canvas.",
-        "müllerañne_1004_3_elbo.ipynb, mülleränne_1005_4_elbo.ipynb are of several people (1004, 1005) who would "
-        "all be muller: give each a row of students.csv, with the number in a column canvas.",
+        "müllerañne_1004_3_elbo.ipynb, mülleränne_1005_4_elbo.ipynb are of several people (1004, 1005) who "
+        "would all be muller: give each a row of students.csv, with the number in a column canvas.",
         "Nothing yet from jean, luc, muller.",
     ]
 
@@ -280,9 +281,10 @@ def test_a_zip_in_the_archive_is_its_owners_whatever_it_is_called(run):
 
 def test_of_two_files_of_one_name_neither_is_taken(run):
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as packed, pytest.warns(UserWarning, match="Duplicate name"):
-        for name, data in (("a", OLD), ("a", NEW), ("b", OLD), ("b", OLD)):
-            packed.writestr(f"{name}_1_2_elbo.ipynb" if name == "a" else "b_3_4_elbo.ipynb", data)
+    with zipfile.ZipFile(content, "w") as packed, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "Duplicate name"
+        for name, data in (("a_1_2", OLD), ("a_1_2", NEW), ("b_3_4", OLD), ("b_3_4", OLD)):
+            packed.writestr(f"{name}_elbo.ipynb", data)
     status, lines, there = run("canvas", content.getvalue())
     assert (status, there) == (2, {"b": OLD})
     assert "a: which of a_1_2_elbo.ipynb, a_1_2_elbo.ipynb is newer cannot be told." in lines
