@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from textwrap import indent
@@ -770,6 +771,47 @@ def test_preflight_says_what_is_not_as_it_should_be(check, unrun):
     assert "The test cell elbo_values was deleted or renamed. It can be put back." in found
     assert "--repair NEW.ipynb" in found
     assert "problem: aecourse.vae is not there when your work is graded" in found
+
+
+def test_preflight_says_what_the_grader_may_not_have(check, unrun):
+    notebook = solved(NAME)
+    setup_of(notebook).source = NOT_HERE + setup_of(notebook).source
+    cell_of(notebook, TARGET).cell_type = "markdown"
+    conflict = "<<<<<<< HEAD\nx = 1\n=======\nx = 2\n>>>>>>> theirs"
+    for source in ("def first[T](x: T): ...", conflict):
+        notebook.cells.append(nbformat.v4.new_code_cell(source))
+    found = check(notebook)
+    assert "note: google.colab, nowhere_at_all.deep, wandb may be missing where your work is graded." in found
+    assert f"note: The cell of {TARGET} had become text. It can be made code again." in found
+    assert "note: The cell def first[T](x: T): ... uses syntax of Python 3.12 or later" in found
+    assert "problem: A merge conflict of git is in the cell <<<<<<< HEAD" in found
+
+
+def test_preflight_asks_whether_the_computer_is_busy():
+    took = {"Cell 4 (import torch)": 60.0, "Cell 5": 1.0}
+    words = preflight._too_slow("The cell elbo_values", 3.0, took, 70.0)
+    assert "Cell 4 (import torch) took the longest, 60." in words
+    assert "loop" not in words
+    assert "endless loop?" in preflight._too_slow("The cell elbo_values", 60.0, took, 70.0)
+
+
+def test_preflight_prints_no_traceback_of_a_kernel_that_is_stopped(tmp_path):
+    """While it is writing: its own process would say so on our terminal."""
+    pytest.importorskip("nbclient")
+    notebook = solved(NAME)
+    notebook.cells = [nbformat.v4.new_code_cell("while True:\n    print('x' * 100)"), *notebook.cells]
+    nbformat.write(notebook, tmp_path / f"{NAME}.ipynb")
+    release = ROOT / "assignments" / NAME / f"{NAME}.ipynb"
+    arguments = ["check-submission", tmp_path / f"{NAME}.ipynb", "--release", release, "--seconds", 2]
+    done = subprocess.run(
+        [sys.executable, "-m", "aecourse.cli", *map(str, arguments)],
+        env=os.environ | {"IPYTHONDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "was not done after 2 seconds" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_preflight_repairs_into_a_new_file(check, unrun, tmp_path):

@@ -84,6 +84,8 @@ def pictures(raw: dict, source: str) -> tuple[str, dict]:
 
 def typed(given: str, original: str) -> str:
     """What was written into a text of the course, word by word; empty if only its layout has changed."""
+    if given == original:
+        return ""
     words, known = given[:LONGEST].split(), original.split()
     if words == known:
         return ""
@@ -118,7 +120,7 @@ def answer(
         cells, raw: of the student's notebook, as read and as handed in.
         course: the course's cell that each comes from, by position.
     """
-    original, place = assignment.written[question], assignment.place_for(question)
+    original, place = assignment.written[question], assignment.places[question]
     at = max((i for i, cell in course.items() if cell is original), default=None)
     own = max((i for i, cell in course.items() if place is not None and cell is place), default=None)
     pieces: dict[int, str] = {}

@@ -140,6 +140,9 @@ NEWER = re.compile(
 )
 
 
+LOOK_INTO = re.compile(rf"\bimport\b|^<{{7}} |[fF][rR]?[\"']|{NEWER.pattern}", re.M)
+
+
 def newer_python(source: str) -> str:
     """The syntax of a newer Python than this that keeps a cell from being read; empty if there is none."""
     try:
@@ -160,6 +163,8 @@ def looked_into(sources: Iterable[str], brought: Iterable[str]) -> tuple[list[st
     names, absent, remarks, left = set(), {}, [], MOST
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     for source in sources:
+        if not LOOK_INTO.search(source):
+            continue  # to parse every cell takes as long as all else here
         if (left := left - len(source)) < 0:
             break
         cell = f"the cell that begins with: {in_a_line(source)}"

@@ -118,8 +118,22 @@ class Assignment:
         """The course's own cells that no point hangs on."""
         return [cell for cell in self.notebook.cells if grade_id(cell) not in self.known]
 
-    def place_for(self, question: str) -> NotebookNode | None:
-        """The cell that the course gives for the answer, if that is another one than the question."""
+    @functools.cached_property
+    def names(self) -> dict[str, str]:
+        """{a cell's own id: its grade id}."""
+        return {cell.id: name for name, cell in self.known.items() if cell.get("id")}
+
+    @functools.cached_property
+    def texts(self) -> set[str]:
+        """What stands in the cells that no point hangs on."""
+        return {cell.source.strip() for cell in self.others}
+
+    @functools.cached_property
+    def places(self) -> dict[str, NotebookNode | None]:
+        """{question: the cell for its answer}; none where that is the question's own."""
+        return {question: self._place_for(question) for question in self.written}
+
+    def _place_for(self, question: str) -> NotebookNode | None:
         cells = self.notebook.cells
         after = cells.index(self.written[question]) + 1
         if self.typed_into(question) or after >= len(cells):
@@ -470,7 +484,7 @@ KINDS = {"code": "code", "markdown": "text", "raw": "raw text"}
 def _retyped(notebook: NotebookNode, assignment: Assignment, places: dict[int, str]) -> list[Remark]:
     """Give cells of the course the kind back that they had; a remark for each kind."""
     changed: dict[tuple[str, str], list[str]] = {}
-    answers = [assignment.place_for(question) for question in assignment.written]
+    answers = list(assignment.places.values())
     for i, original in originals(notebook, assignment, places).items():
         cell, kind = notebook.cells[i], original.cell_type
         if cell.cell_type == kind:
@@ -580,9 +594,10 @@ def _of_kind(cell: dict, restored: NotebookNode) -> dict:
 
 def _candidates(cell: NotebookNode, assignment: Assignment) -> Iterator[str]:
     """The grade ids that a cell without one may have had, the surest first."""
-    yield from (name for name, known in assignment.known.items() if cell.id and cell.id == known.get("id"))
+    if cell.id in assignment.names:
+        yield assignment.names[cell.id]
     text = cell.source.strip()
-    if any(text == other.source.strip() for other in assignment.others):
+    if text in assignment.texts:
         return
     yield from _tasks(cell, assignment)
     if len(text) > 20:  # a release has what is above the hidden part
@@ -679,7 +694,7 @@ def _for_marker(
     text = cell.source
     if given is not None:
         text = text if assignment.typed_into(question) else answers.typed(text, assignment.public(question))
-    elif original is not None and not any(original is assignment.place_for(n) for n in assignment.written):
+    elif original is not None and not any(original is place for place in assignment.places.values()):
         text = answers.typed(text, original.source)
     if text.strip() or cell.get("attachments"):
         metadata = given.metadata if given is not None and assignment.typed_into(question) else {}
