@@ -119,7 +119,7 @@ class Step(Part):
 
 
 class Beyond(Part):
-    """x to 1 where it is larger than c, or smaller than -c, and to 0 elsewhere, of the same shape, from c ()."""
+    """x to 1 where it is larger than c or smaller than -c, and 0 elsewhere, of the same shape; from c ()."""
 
     def __call__(self, x: Tensor) -> Tensor:
         (bound,) = self.tensors
