@@ -696,6 +696,24 @@ def test_a_gradebook_that_was_deleted_is_filled_again_and_lost_marks_are_named(t
     assert sum(scores_of(course)["ash"].values()) == TESTS
 
 
+@pytest.mark.seconds(8)
+def test_a_gradebook_without_the_notebook_gets_it_again(tmp_path, at_once):
+    from nbgrader.api import Gradebook
+
+    course = course_with(tmp_path, {"ash": solved("elbo")})
+
+    def without_notebook():
+        with Gradebook(f"sqlite:///{course / 'gradebook.db'}") as gradebook:
+            gradebook.remove_notebook("elbo", "elbo")
+        return run(course)
+
+    done = without_notebook()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sum(scores_of(course)["ash"].values()) == TESTS
+    words = "Cannot modify existing assignment 'Assignment<elbo>' because there are submissions"  # nbgrader's
+    assert_one_line(without_notebook(), words)
+
+
 def test_a_locked_gradebook_is_waited_for(tmp_path, at_once, capsys):
     import sqlite3
     import threading
