@@ -893,5 +893,9 @@ def test_command_asks_for_what_was_handed_out(handed_out, unrun, capsys):
     assert "There is nothing to compare elbo.ipynb with." in capsys.readouterr().err
     assert command(f"{NAME}.ipynb", "--release", "none.ipynb") == 1
     assert "The release none.ipynb cannot be read" in capsys.readouterr().err
+    for junk in ("[1]", '{"cells": []}', '{"cells": [3], "nbformat": 4, "nbformat_minor": 5}', "{"):
+        (handed_out.parent / "junk.ipynb").write_text(junk)
+        assert command(f"{NAME}.ipynb", "--release", handed_out.parent / "junk.ipynb") == 1
+        assert re.fullmatch(r"aecourse: The release .*\n", capsys.readouterr().err)
     assert command("other.ipynb") == 1
     assert capsys.readouterr().err == "aecourse: There is no file other.ipynb.\n"
