@@ -14,6 +14,7 @@ from textwrap import indent
 import nbformat
 import pytest
 from support.notebooks import ASSIGNMENTS, ROOT, grade_id, solution_cells
+from support.sandbox import WHOLE
 from support.submissions import solved
 
 from aecourse import cli
@@ -795,6 +796,7 @@ def test_preflight_asks_whether_the_computer_is_busy():
     assert "endless loop?" in preflight._too_slow("The cell elbo_values", 60.0, took, 70.0)
 
 
+@pytest.mark.skipif(not WHOLE, reason="takes seconds of two processes: AECOURSE_TEST_SANDBOX=all")
 def test_preflight_prints_no_traceback_of_a_kernel_that_is_stopped(tmp_path):
     """While it is writing: its own process would say so on our terminal."""
     pytest.importorskip("nbclient")
