@@ -14,6 +14,7 @@ from textwrap import indent
 import nbformat
 import pytest
 from support.notebooks import ASSIGNMENTS, ROOT, grade_id, solution_cells
+from support.sandbox import WHOLE
 from support.submissions import solved
 
 from aecourse import cli
@@ -795,6 +796,7 @@ def test_preflight_asks_whether_the_computer_is_busy():
     assert "endless loop?" in preflight._too_slow("The cell elbo_values", 60.0, took, 70.0)
 
 
+@pytest.mark.skipif(not WHOLE, reason="takes seconds of two processes: AECOURSE_TEST_SANDBOX=all")
 def test_preflight_prints_no_traceback_of_a_kernel_that_is_stopped(tmp_path):
     """While it is writing: its own process would say so on our terminal."""
     pytest.importorskip("nbclient")
@@ -893,5 +895,9 @@ def test_command_asks_for_what_was_handed_out(handed_out, unrun, capsys):
     assert "There is nothing to compare elbo.ipynb with." in capsys.readouterr().err
     assert command(f"{NAME}.ipynb", "--release", "none.ipynb") == 1
     assert "The release none.ipynb cannot be read" in capsys.readouterr().err
+    for junk in ("[1]", '{"cells": []}', '{"cells": [3], "nbformat": 4, "nbformat_minor": 5}', "{"):
+        (handed_out.parent / "junk.ipynb").write_text(junk)
+        assert command(f"{NAME}.ipynb", "--release", handed_out.parent / "junk.ipynb") == 1
+        assert re.fullmatch(r"aecourse: The release .*\n", capsys.readouterr().err)
     assert command("other.ipynb") == 1
     assert capsys.readouterr().err == "aecourse: There is no file other.ipynb.\n"

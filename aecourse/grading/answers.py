@@ -158,6 +158,9 @@ def answer(
         found.remarks.append(f"{about} stands not only in its own cell but {also}. All of it was kept.")
     elif place is not None and own is None and not texts:
         found.remarks.append(f"The cell for the answer to {question} was deleted, and no other was found.")
+    while sum(map(len, found.pictures)) > LARGEST:
+        found.pictures.pop()
+        found.text += f"\n\n{NO_PICTURE}"
     if NO_PICTURE in found.text:
         found.remarks.append(
             f"{about} has a picture that cannot be shown. It is in the file that was handed in."

@@ -199,10 +199,9 @@ class Course:
                 config.CourseDirectory.release_directory = elsewhere
             result = NbGraderAPI(CourseDirectory(config=config), config=config).generate_assignment(name)
         if not result["success"]:
-            lines = str(result.get("log") or result.get("error") or "").strip().splitlines()
-            why = in_a_line(
-                next((line for line in reversed(lines) if "ERROR" in line), "".join(lines[-1:])), 300
-            )
+            lines = str(result.get("log") or result.get("error") or "").strip().splitlines() or [""]
+            why = next((line for line in lines if "ERROR" in line), lines[-1])
+            why = in_a_line(re.sub(r"^\[.*?\] *(ERROR \| *)?", "", why), 300)
             raise CourseError(f"nbgrader could not make {name} known to the gradebook: {why}")
 
     def enrol(self) -> None:
@@ -678,7 +677,7 @@ class Ledger:
         """
         points = {test.name: test.points for test in verdict.tests}
         try:
-            self.gradebook.find_submission(self.name, verdict.student)
+            self._submitted(verdict)
         except MissingEntry:
             self._add(verdict, points)
             return done.get("marked") or []
@@ -712,9 +711,12 @@ class Ledger:
         db, (assignment, notebook) = self.gradebook.db, self.ids
         if db.get(Student, verdict.student) is None:
             db.add(Student(id=verdict.student))
-        submission = SubmittedAssignment(assignment_id=assignment, student_id=verdict.student)
-        db.add(submission)
-        db.flush()
+        ids = {"assignment_id": assignment, "student_id": verdict.student}
+        submission = db.query(SubmittedAssignment).filter_by(**ids).first()
+        if submission is None:  # or it has lost its notebook
+            submission = SubmittedAssignment(**ids)
+            db.add(submission)
+            db.flush()
         submitted = SubmittedNotebook(assignment_id=submission.id, notebook_id=notebook)
         db.add(submitted)
         db.flush()

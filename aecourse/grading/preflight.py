@@ -61,8 +61,13 @@ def main(
     try:
         text = submission.decoded(release.read_bytes())[0]
         submission.opened(text)
+        if not Assignment.of(name, text).known:
+            raise ValueError("it has no cell that counts.")
     except (OSError, ValueError) as error:
         raise ValueError(f"The release {release} cannot be read: {error}") from None
+    except Exception as error:  # nbformat's are of many kinds
+        words = f"{type(error).__name__}: {in_a_line(str(error))}"
+        raise ValueError(f"The release {release} is no notebook ({words}).") from None
     problems = 0
     for finding in check(notebook, text, repair, seconds, name):
         print(f"{finding.kind + ':':8} {shown(finding.words)}", flush=True)

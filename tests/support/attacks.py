@@ -341,7 +341,7 @@ def _(found):
     found.cells.insert(found.cells.index(target(found)) + 1, copy)
 
 
-@change("emptied-tests-and-a-wrong-function", BAD, lost=(TARGET,))
+@change("emptied-tests-and-a-wrong-function", BAD, lost=(TARGET,), human=True)  # the question, too
 def _(found):
     for cell in graded_cells(found):
         if not cell.metadata.nbgrader.solution:
