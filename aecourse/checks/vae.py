@@ -212,7 +212,7 @@ def network_values(task: Task, student: Student, draw: Draw) -> None:
         got, want = forward(module, x, label), network(state, x.to(f64))
         needs(torch.equal(x, before), "the input is changed in place. Leave it as it is.", case=where)
         if shape(got) != shape(want):
-            raise Wrong(f"forward returns {shape(got)}, not {shape(want)}.", case=where)
+            raise Wrong(f"forward returns {shape(got)}, not {' and '.join(heads)}.", case=where)
         if not same(got, want, 1e-4, 1e-4):
             raise Wrong("wrong.", network_mistake(task, student, draw, cases), case=where)
     if task.name == "Decoder":
@@ -423,7 +423,7 @@ def vae_noise(task: Task, student: Student, draw: Draw) -> None:
     for mode in (True, False):
         vae.training(mode)
         z = vae.call("sample_latent", mean, logvar, draw.seed())
-        needs(shape(z) == shape(mean), f"sample_latent returns {shape(z)}, not {shape(mean)}.")
+        needs(shape(z) == shape(mean), f"sample_latent returns {shape(z)}, not a z like mean.")
         when = "" if mode else " in evaluation mode"
         needs(not same(z, mean, 1e-6, 1e-6), f"sample_latent returns the mean{when}: nothing is drawn.")
     vae.training(True)
