@@ -220,7 +220,7 @@ def _explains(altered: Tensor | None, got: Tensor, want: Tensor) -> bool:
     if not there.all() and not torch.equal(altered[~there].nan_to_num(), got[~there].nan_to_num()):
         return False
     rest, error = (altered - got)[there].abs(), (got - want)[there].abs()
-    rounding = 1e-14 * want[there].abs().max() if there.any() else 0.0
+    rounding = 1e-14 * want[there].abs() + 1e-12  # where a result is 0, that of its terms
     return bool((rest <= 1e-4 * error + rounding).all()) and bool((error > rounding).any() or not there.all())
 
 

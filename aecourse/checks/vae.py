@@ -274,7 +274,7 @@ def network_values(task: Task, student: Student, draw: Draw) -> None:
         got = forward(module, x, label)
         needs(untouched(student, x), "the input is changed in place. Leave it as it is.", case=where)
         if shape(got) != shape(want):
-            raise Wrong(f"forward returns {shape(got)}, not {shape(want)}.", case=where)
+            raise Wrong(f"forward returns {shape(got)}, not {' and '.join(heads)}.", case=where)
         if not close(got, want):
             raise Wrong("wrong.", network_mistake(task, student, draw, cases, got, want), case=where)
         module.training(False)
@@ -583,7 +583,7 @@ def vae_noise(task: Task, student: Student, draw: Draw) -> None:
     for mode, training in MODES.items():
         vae.training(training)
         z = drawn[mode] = vae.call("sample_latent", mean.clone(), logvar.clone(), seed)
-        needs(shape(z) == shape(mean), f"sample_latent returns {shape(z)}, not {shape(mean)}.")
+        needs(shape(z) == shape(mean), f"sample_latent returns {shape(z)}, not a z like mean.")
         needs(not same(z, mean, 1e-6, 1e-6), f"sample_latent returns the mean in {mode}: nothing is drawn.")
     needs(
         same(*drawn.values(), 1e-6, 1e-6),

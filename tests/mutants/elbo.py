@@ -130,7 +130,7 @@ m, s = mean.detach().numpy(), logvar.detach().numpy()
 return torch.from_numpy(0.5 * (m**2 + __import__("numpy").exp(s) - s - 1).sum(1))
 # kl_list | ALL | is returned, not a tensor | expected one number per example, a tensor of shape
 return [0.5 * (m**2 + s.exp() - s - 1).sum() for m, s in zip(mean, logvar)]
-# kl_inputs_clamped | stability | no log | limited (clamped)
+# kl_inputs_clamped | stability | limited (clamped)
 with torch.no_grad():
     logvar.clamp_(-20, 20)
 return 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1)
@@ -363,7 +363,7 @@ return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).sum((1, 2, 3))
 return (-0.5 * (c + logvar + (x - mean) ** 2 / (var + 1e-6))).flatten(1).sum(1)
 # gaussian_rounded_constant | stability | a constant is rounded
 return (-0.91894 - 0.5 * (logvar + (x - mean) ** 2 / var)).flatten(1).sum(1)
-# gaussian_log_of_density | stability | no log need be taken
+# gaussian_log_of_density | stability | rounded to 0, or has overflowed
 return torch.log(torch.exp(-((x - mean) ** 2) / (2 * var)) / torch.sqrt(2 * math.pi * var)).flatten(1).sum(1)
 # gaussian_detached_square | gradients stability | no gradient reaches mean
 return (-0.5 * (c + logvar + ((x - mean) ** 2).detach() / var)).flatten(1).sum(1)
@@ -372,6 +372,8 @@ return (-0.5 * (c + logvar.detach() + (x - mean) ** 2 / var)).flatten(1).sum(1)
 # gaussian_constant_float32 | stability | in single precision
 c = torch.tensor(2 * math.pi).log().to(x.dtype)
 return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).flatten(1).sum(1)
+# gaussian_pi_rounded | stability | pi is rounded
+return (-0.5 * (math.log(2 * 3.1416) + logvar + (x - mean) ** 2 / var)).flatten(1).sum(1)
 # gaussian_variance_floor | stability | clamp
 return (-0.5 * (c + logvar + (x - mean) ** 2 / var.clamp_min(1e-6))).flatten(1).sum(1)
 """,
