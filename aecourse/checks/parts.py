@@ -11,14 +11,26 @@ from torch import Tensor
 
 
 class Part:
-    """A function of fixed tensors. ``to(dtype)`` returns a converted copy, as for tensors."""
+    """A function of fixed tensors. ``to(dtype)`` returns a converted copy, as for tensors.
+
+    It has a mode, as a module has; none of them computes anything else in evaluation mode.
+    """
+
+    training = True
 
     def __init__(self, *tensors: Tensor):
         self.tensors = tensors
 
+    def train(self, mode: bool = True) -> "Part":
+        self.training = mode
+        return self
+
+    def eval(self) -> "Part":
+        return self.train(False)
+
     def of(self, *tensors: Tensor) -> "Part":
-        """The same function of other tensors."""
-        return type(self)(*tensors)
+        """The same function of other tensors, in the same mode."""
+        return type(self)(*tensors).train(self.training)
 
     def to(self, dtype: torch.dtype) -> "Part":
         return self.of(*(tensor.detach().clone().to(dtype) for tensor in self.tensors))
@@ -104,6 +116,14 @@ class Step(Part):
     def __call__(self, z: Tensor) -> Tensor:
         vector, offset = self.tensors
         return (z @ vector + offset > 0).to(z.dtype)
+
+
+class Beyond(Part):
+    """x to 1 where it is larger than c or smaller than -c, and 0 elsewhere, of the same shape; from c ()."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (bound,) = self.tensors
+        return (x.abs() > bound).to(x.dtype)
 
 
 class First(Part):

@@ -77,7 +77,8 @@ def describe(value, found: dict):
     if kind is dict and all(type(key) is str for key in value):
         return {"dict": {key: describe(item, found) for key, item in value.items()}}
     if kind.__name__ in PARTS and isinstance(value, parts.Part):
-        return {"part": kind.__name__, "of": [describe(tensor, found) for tensor in value.tensors]}
+        inside = [describe(tensor, found) for tensor in value.tensors]
+        return {"part": kind.__name__, "of": inside, "training": bool(value.training)}
     raise WireError(f"a {kind.__name__}")
 
 
@@ -108,7 +109,8 @@ def restore(description, tensors: list):
     if kind == "dict":
         return {_text(key): restore(item, tensors) for key, item in content.items()}
     if kind == "part":
-        return PARTS[content](*[restore(item, tensors) for item in description["of"]])
+        part = PARTS[content](*[restore(item, tensors) for item in description["of"]])
+        return part.train(description["training"] is True)
     raise WireError(NONE)
 
 
