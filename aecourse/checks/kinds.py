@@ -60,6 +60,18 @@ def values(task: Task, student: Student, draw: Draw) -> None:
                 raise Wrong(words, case=where)
 
 
+def values_in_evaluation(task: Task, student: Student, draw: Draw) -> None:
+    """The values, also under torch.no_grad(): a function that looks at it would be another in evaluation."""
+    values(task, student, draw)
+
+    def cases(draw: Draw) -> list[Case]:
+        found = list(task.cases(draw))[:3]
+        return [replace(case, label=f"{case.label}, under torch.no_grad()") for case in found]
+
+    with torch.no_grad():
+        values(replace(task, cases=cases, probes=task.probes or task.cases), student, draw)
+
+
 def _wrong(words: str, cause: Cause, where: str) -> Wrong:
     """A report files by its inputs what is wrong for these alone."""
     return Wrong(

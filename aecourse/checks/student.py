@@ -74,6 +74,12 @@ class Student:
         """Raise `Wrong` if the last calls have changed what they were given."""
         if self.effects.changed(given):
             raise self.wrong("an input is changed in place. Leave the inputs as they are.", where)
+        if self.effects.required(given):
+            raise self.wrong(
+                "an input requires gradients after the call, and did not before. Leave the inputs as they "
+                "are: work on detached copies.",
+                where,
+            )
 
     def raw(self, *arguments, where: str = "", **keywords):
         """The result as it is; for classes, whose result is a module."""
