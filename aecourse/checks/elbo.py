@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import ContinuousBernoulli, MultivariateNormal, Normal, kl
 
-from aecourse.checks.core import Case, Task, f32, f64, finite, shape
-from aecourse.checks.kinds import gradients, stability, values
-from aecourse.checks.naming import BOUND_SCALES, KL_SCALES, REDUCTIONS, spread
+from aecourse.checks.core import Case, Draw, Task, Wrong, f32, f64, finite, prepared, same, shape
+from aecourse.checks.kinds import gradients, stability, values_in_evaluation
+from aecourse.checks.naming import BOUND_SCALES, KL_SCALES, REDUCTIONS, call, spread
 from aecourse.checks.parts import line
 from aecourse.checks.student import Student
 
@@ -19,7 +19,7 @@ from aecourse.checks.student import Student
 # `partial` combines them with the usual reductions and scales.
 
 READY_MADE = ("torch.distributions.kl",)
-TESTS = {"values": values, "gradients": gradients, "stability": stability}
+TESTS = {"values": values_in_evaluation, "gradients": gradients, "stability": stability}
 
 
 def partly_halved(*terms):
@@ -60,7 +60,9 @@ def rows(*examples):
 
 LOG_VARIANCES = rows([-60, -60, -60], [60, 60, 60], [-60, 0, 0], [60, 0, 0], [-25, 8, -8], [-60, -30, 0])
 OFFSETS = rows([0, 1, -2], [0, 1, -2], [0.5, 0.3, 0], [100, 1, -1], [1, -30, 0.1], [1e-6, 1, 0])
-NO_LOG = "the log-variance is given: no log need be taken, and no epsilon or clamp is needed"
+# Where variances are ordinary: nothing, and the same of every size.
+FAR = rows([0, 0, 0], [1e-3, -1e-6, 0], [1e3, -1, 1], [-1e6, 1, 0], [1e6, 1e3, 1])
+NO_LOG = "the log-variance is given: no log need be taken, and no epsilon, clamp or root is needed"
 
 
 def per_example(result, batch: int) -> str:
@@ -124,6 +126,21 @@ def kl_cases(draw):
         Case("a batch of one", latents(draw, 1, 4)),
         Case("a single latent", latents(draw, 4, 1)),
         Case("3 examples of 20 latents", latents(draw, 3, 20)),
+        Case("130 examples of 2 latents", latents(draw, 130, 2)),
+        Case("2 examples of 130 latents", latents(draw, 2, 130)),
+    ]
+
+
+def kl_extremes(draw):
+    near = 1e-4 * draw(4, 3), 1e-4 * draw(4, 3)
+    return [
+        (Case("log-variances up to 600", (OFFSETS, 10 * LOG_VARIANCES)), f64, 1e-9),
+        (Case("means up to 1000000", (FAR, 0.5 * draw(5, 3))), f64, 1e-9),
+        # 1e-9 nats, which the formula knows to its last digits, of terms near 1.
+        (Case("next to the prior", near), f64, 1e-4, 1e-14),
+        (Case("the prior itself", (torch.zeros(2, 3, dtype=f64), torch.zeros(2, 3, dtype=f64))), f64, 1e-9),
+        (Case("log-variances up to 60", (OFFSETS, LOG_VARIANCES)), f32, 1e-4),
+        (Case("means up to 1000000", (FAR, 0.5 * draw(5, 3))), f32, 1e-4),
     ]
 
 
@@ -154,10 +171,7 @@ GAUSSIAN_KL = Task(
     properties=kl_properties,
     cases=kl_cases,
     probes=lambda draw: [Case("", (draw(5, 3), positive(draw, 5, 3)))],
-    extremes=lambda draw: [
-        (Case("log-variances up to 60", (OFFSETS, LOG_VARIANCES)), f32, 1e-4),
-        (Case("log-variances up to 60", (OFFSETS, LOG_VARIANCES)), f64, 1e-9),
-    ],
+    extremes=kl_extremes,
     differentiate=(0, 1),
     hint=NO_LOG,
     forbidden=READY_MADE,
@@ -237,6 +251,8 @@ def full_cases(draw):
         Case("a batch of one", roots(draw, 1, 4)),
         Case("a single latent", roots(draw, 4, 1)),
         Case("3 examples of 8 latents", roots(draw, 3, 8)),
+        Case("130 examples of 2 latents", roots(draw, 130, 2)),
+        Case("2 examples of 30 latents", roots(draw, 2, 30)),
     ]
 
 
@@ -249,9 +265,13 @@ def rotated(draw, eigenvalues):
 
 
 def full_extremes(draw):
+    nothing = torch.zeros(3, 4, dtype=f64)
     return [
-        (Case("64 latents of small variance", (draw(3, 64), rotated(draw, 1e-12 * SPREAD), 0.0)), f64, 1e-9),
-        (Case("64 latents of large variance", (draw(3, 64), rotated(draw, 1e12 * SPREAD), 0.0)), f64, 1e-9),
+        (Case("64 latents of small variance", (draw(3, 64), rotated(draw, 1e-30 * SPREAD), 0.0)), f64, 1e-9),
+        (Case("64 latents of large variance", (draw(3, 64), rotated(draw, 1e30 * SPREAD), 0.0)), f64, 1e-9),
+        (Case("means up to 1000000", (FAR, draw(5, 3, 3))), f64, 1e-9),
+        (Case("the prior itself", (nothing, torch.eye(4, dtype=f64).repeat(3, 1, 1), 0.0)), f64, 1e-9),
+        (Case("equal variances", (draw(3, 4), rotated(draw, rows(2, 2, 0.5, 0.5)), 0.0)), f64, 1e-9),
         # A nearly singular matrix does not determine its own determinant to more than this.
         (
             Case("nearly singular covariances", (draw(3, 4), rotated(draw, rows(2, 1, 0.5, 3e-10)), 0.0)),
@@ -282,7 +302,8 @@ FULL_GAUSSIAN_KL = Task(
     extremes=full_extremes,
     differentiate=(0, 1),
     build=lambda mean, root, floor=0.3: (mean, covariance(root, floor)),
-    hint="a determinant under- or overflows where its log does not, and a jitter changes the answer",
+    hint="a determinant under- or overflows where its log does not; a jitter or a floor changes the answer, "
+    "and so does a root of what may be 0",
     forbidden=READY_MADE,
     tests=TESTS,
 )
@@ -329,12 +350,16 @@ def bernoulli_cases(draw):
         Case("black and white vectors (5, 7)", binary(draw, 5, 7)),
         Case("a batch of one", grey(draw, 1, 6)),
         Case("one pixel (4, 1)", grey(draw, 4, 1)),
-        Case("images (3, 1, 28, 28)", grey(draw, 3, 1, 28, 28)),
+        Case("images (2, 3, 28, 28)", grey(draw, 2, 3, 28, 28)),
+        Case("130 vectors of 3 pixels", grey(draw, 130, 3)),
     ]
 
 
-INK = rows([1, 0.3, 0], [0, 1, 0.7], [0, 1, 0.5], [0.25, 0.75, 0], [1, 0, 1], [1, 0, 0.5])
-SURE = rows([1e4, 1, -1], [-1e4, 1, -1], [1e4, -1e4, 0], [-1e4, 1e4, 0], [30, -30, 90], [-45, 45, -200])
+INK = rows([1, 0.3, 0], [0, 1, 0.7], [0, 1, 0.5], [0.25, 0.75, 0], [1, 0, 1], [1, 0, 0.5], [0, 0.5, 1e-6])
+SURE = rows(
+    *([1e4, 1, -1], [-1e4, 1, -1], [1e4, -1e4, 0], [-1e4, 1e4, 0], [30, -30, 90], [-45, 45, -200]),
+    [1e6, 1, -1e6],
+)
 
 
 def bernoulli_properties(student: Student):
@@ -363,11 +388,12 @@ BERNOULLI_LOG_LIKELIHOOD = Task(
         Case("", (draw(*size, low=0, high=1), likely(draw, *size))) for size in ((5, 7), (5, 2, 3, 4))
     ],
     extremes=lambda draw: [
-        (Case("logits up to 10000", (INK, SURE)), f32, 1e-4),
-        (Case("logits up to 10000", (INK, SURE)), f64, 1e-9),
+        (Case("logits up to 1000000", (INK, SURE)), f32, 1e-4),
+        (Case("logits up to 1000000", (INK, SURE)), f64, 1e-9),
     ],
     differentiate=(1,),
-    hint="stay with the logits: once a sigmoid has rounded to 0 or 1, its log cannot be saved",
+    hint="stay with the logits, and limit nothing: once a sigmoid has rounded to 0 or 1, its log "
+    "cannot be saved",
     tests=TESTS,
 )
 
@@ -433,7 +459,8 @@ def gaussian_cases(draw):
         Case("vectors (5, 7)", real(draw, 5, 7)),
         Case("a batch of one", real(draw, 1, 6)),
         Case("one dimension (4, 1)", real(draw, 4, 1)),
-        Case("images (3, 1, 28, 28)", real(draw, 3, 1, 28, 28)),
+        Case("images (1, 1, 33, 33)", real(draw, 1, 1, 33, 33)),
+        Case("130 vectors of 3 dimensions", real(draw, 130, 3)),
     ]
 
 
@@ -442,7 +469,10 @@ def gaussian_extremes(draw):
     return [
         # In float32 up to 40: beyond, a gradient through 1 / variance overflows in code that is right.
         (Case("log-variances up to 40", (OFFSETS + 1, ones, LOG_VARIANCES * 2 / 3)), f32, 1e-4),
-        (Case("log-variances up to 60", (OFFSETS + 1, ones, LOG_VARIANCES)), f64, 1e-9),
+        (Case("log-variances up to 90", (OFFSETS + 1, ones, LOG_VARIANCES * 1.5)), f64, 1e-9),
+        (Case("log-variances up to 90, x at the mean", (ones, ones, LOG_VARIANCES * 1.5)), f64, 1e-9),
+        (Case("errors up to 1000000", (FAR, torch.zeros_like(FAR), 0.5 * draw(5, 3))), f64, 1e-9),
+        (Case("errors up to 1000000", (FAR, torch.zeros_like(FAR), 0.5 * draw(5, 3))), f32, 1e-4),
     ]
 
 
@@ -531,8 +561,50 @@ def elbo_cases(draw):
         Case("a batch of one, beta=0", (*grey(draw, 1, 6), *latents(draw, 1, 4)), {"beta": 0.0}),
         Case("beta=0.25", (*grey(draw, 3, 7), *latents(draw, 3, 5)), {"beta": 0.25}),
         Case("4 as fifth argument", (*grey(draw, 3, 7), *latents(draw, 3, 5), 4)),
+        Case("beta=1000", (*grey(draw, 3, 7), *latents(draw, 3, 5)), {"beta": 1000.0}),
+        Case("130 examples", (*grey(draw, 130, 3), *latents(draw, 130, 2))),
         Case("a KL near zero", (*grey(draw, 3, 7), *(0.1 * part for part in latents(draw, 3, 5)))),
     ]
+
+
+def far_bounds(draw):
+    """Large terms, of logits that a float64 still knows from 0 and 1 after a sigmoid; and small ones."""
+
+    def case(label, pixels, size, keywords):
+        x, logits = (
+            draw(6, pixels, low=0, high=1),
+            draw(6, pixels, low=0.9, high=1.1) * draw(6, pixels).sign(),
+        )
+        mean, logvar = 4 * size * draw(6, 3), size * draw(6, 3).clamp(-1, 1)
+        return Case(label, (x, size * logits, mean, logvar), keywords)
+
+    return [
+        case("logits and log-variances up to 25", 2000, 24.0, {}),
+        case("logits and log-variances up to 25, beta=1e-6", 4, 24.0, {"beta": 1e-6}),
+        case("logits and log-variances up to 12, beta=0.1", 4, 12.0, {"beta": 0.1}),
+        case("logits and log-variances up to 6, beta=1e-3", 4, 6.0, {"beta": 1e-3}),
+        case("q next to the prior", 4, 1e-3, {}),
+    ]
+
+
+def bound_values(task: Task, student: Student, draw: Draw) -> None:
+    """The values, and terms that are large: what the student's own functions make of these is right here."""
+    values_in_evaluation(task, student, draw)
+    cases = far_bounds(draw)
+    right = [task.reference(*prepared(case.arguments, f64), **case.keywords) for case in cases]
+    results = student.each([call(prepared(case.arguments, f64), case, f64) for case in cases])
+    for case, want, got in zip(cases, right, results):
+        if same(got, want, 1e-8, 1e-8):
+            continue
+        own = task.composed(
+            [student.fellow(name) for name in task.own], *prepared(case.arguments, f64), **case.keywords
+        )
+        if not same(got, own, 1e-8, 1e-8):
+            raise Wrong(
+                "wrong where terms are large or small, and right elsewhere. Is one of them, an argument or "
+                "beta limited (clamped), rounded, or put in single precision?",
+                case=case.label,
+            )
 
 
 def elbo_properties(student: Student):
@@ -571,7 +643,7 @@ ELBO = Task(
     own=("bernoulli_log_likelihood", "gaussian_kl"),
     composed=lambda own, x, a, m, s, beta=1.0: own[0](x, a) - beta * own[1](m, s),
     forbidden=READY_MADE,
-    tests={"values": values, "gradients": gradients},
+    tests={"values": bound_values, "gradients": gradients},
 )
 
 TASKS = {

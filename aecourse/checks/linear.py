@@ -5,19 +5,20 @@ out before a comparison, and the second has a test of its own, `ties`.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import permutations, product
 
 import torch
 from torch import Tensor
 
 from aecourse.checks.core import Case, Draw, Task, Wrong, f32, f64, finite, prepared, same, shape
-from aecourse.checks.kinds import gradients, stability, values
+from aecourse.checks.kinds import gradients, stability, values_in_evaluation
 from aecourse.checks.naming import REDUCTIONS, diagnose
 from aecourse.checks.student import Student
 
 # ---- shared by several tasks
 
-TESTS = {"values": values, "gradients": gradients, "stability": stability}
+TESTS = {"values": values_in_evaluation, "gradients": gradients, "stability": stability}
 BEST = "linear#the-best-subspace"
 
 
@@ -69,6 +70,9 @@ def triple(result, shapes) -> str:
 
 
 SHIFT = torch.tensor([3.0, -2.0, 1.0, 5.0])
+
+# Of data; a limit or a floor that nobody needs shows at some of them.
+SCALES = (1e-6, 1e-3, 1e3, 1e6)
 
 # ---- principal_components(X, k): the mean, the first k components and their variances
 
@@ -221,6 +225,8 @@ def pca_cases(draw):
         case("6 examples of 6 dimensions, k=2", 6, 6, 2),
         case("2 examples of 3 dimensions, k=1", 2, 3, 1),
         case("100 examples of 20 dimensions, k=4", 100, 20, 4),
+        case("300 examples of 30 dimensions, k=3", 300, 30, 3),
+        case("30 examples of 130 dimensions, k=3", 30, 130, 3),
     ]
 
 
@@ -229,6 +235,32 @@ def pca_extremes(draw):
         (Case(f"means near {offset:g}", (spectral(draw, 50, falling(draw, 5), 5, offset), 3)), dtype, rtol)
         for offset, dtype, rtol in ((1e3, f32, 1e-4), (1e6, f64, 1e-9))
     ]
+
+
+def pca_scales(draw):
+    cases = []
+    for size in SCALES:
+        data = size * spectral(draw, 40, falling(draw, 6), 6)
+        cases.append((Case(f"data of size {size:g}", (data, 4)), f64, 1e-9))
+    return cases
+
+
+def relative(result):
+    """`unsigned`, with logs of the mean's length and of the eigenvalues, which show a small one's digits."""
+    result = unsigned(result)
+    if not isinstance(result, tuple) or not all(isinstance(part, Tensor) for part in result):
+        return result
+    if len(result) != 3:
+        return result
+    mean, components, eigenvalues = result
+    return mean / mean.norm(), mean.norm().log(), components, eigenvalues.log()
+
+
+def pca_stability(task: Task, student: Student, draw: Draw) -> None:
+    """The last digits, means far from the origin, and data of any size."""
+    stability(task, student, draw)
+    sized = replace(task, cases=lambda draw: pca_cases(draw)[:1], extremes=pca_scales, canonical=relative)
+    stability(sized, student, draw)
 
 
 def pca_properties(student: Student):
@@ -327,7 +359,7 @@ PRINCIPAL_COMPONENTS = Task(
     ],
     extremes=pca_extremes,
     canonical=unsigned,
-    hint="subtract the mean before anything is squared, keep the type, and add nothing",
+    hint="subtract the mean before anything is squared, keep the type, add nothing and limit nothing",
     forbidden=(
         "torch.pca_lowrank",
         "sklearn.decomposition.PCA",
@@ -335,7 +367,7 @@ PRINCIPAL_COMPONENTS = Task(
         "sklearn.decomposition.KernelPCA",
         "sklearn.decomposition.TruncatedSVD",
     ),
-    tests={"values": values, "ties": ties, "stability": stability},
+    tests={"values": values_in_evaluation, "ties": ties, "stability": pca_stability},
 )
 
 # ---- reconstruct(X, mean, components): the projection of each example on the subspace
@@ -408,6 +440,8 @@ def reconstruct_cases(draw):
         case("5 examples of 5 dimensions, k=3", 5, 5, 3),
         case("one dimension", 4, 1, 1),
         case("3 examples of 30 dimensions, k=6", 3, 30, 6),
+        case("130 examples of 4 dimensions, k=2", 130, 4, 2),
+        case("2 examples of 130 dimensions, k=3", 2, 130, 3),
     ]
 
 
@@ -418,9 +452,19 @@ def reconstruct_extremes(draw):
         mean[2] = offset
         return mean + draw(8, 6), mean, directions(draw, 6, 2)
 
+    def sized(size):
+        mean = size * draw(5)
+        return mean + size * draw(30, 5), mean, directions(draw, 5, 2)
+
+    mean = draw(4)
+    at_mean = torch.cat((mean.expand(2, 4), mean + draw(1, 4)))
     return [
-        (Case(f"a dimension with a mean of {offset:g}", far(offset)), dtype, rtol)
-        for offset, dtype, rtol in ((1e6, f32, 1e-4), (1e10, f64, 1e-9))
+        *(
+            (Case(f"a dimension with a mean of {offset:g}", far(offset)), dtype, rtol)
+            for offset, dtype, rtol in ((1e6, f32, 1e-4), (1e10, f64, 1e-9))
+        ),
+        *((Case(f"data of size {size:g}", sized(size)), f64, 1e-9, 1e-9 * size) for size in SCALES),
+        (Case("examples that are the mean", (at_mean, mean, directions(draw, 4, 2))), f64, 1e-9),
     ]
 
 
@@ -460,7 +504,8 @@ RECONSTRUCT = Task(
     probes=lambda draw: [reconstruct_cases(draw)[0], reconstruct_cases(draw)[0]],
     differentiate=(0, 1, 2),
     build=basis,
-    hint="subtract the mean before the projection: a code of uncentred data loses its last digits",
+    hint="subtract the mean before the projection, as a code of uncentred data loses its last digits; and "
+    "add nothing, limit nothing",
     tests=TESTS,
 )
 
@@ -550,6 +595,8 @@ def split_cases(draw):
         case("one dimension", 6, 1),
         case("4 examples of 4 dimensions", 4, 4),
         case("3 examples of 30 dimensions", 3, 30),
+        case("130 examples of 3 dimensions", 130, 3),
+        case("4 examples of 130 dimensions", 4, 130),
         Case("X_hat is the best projection", (X, reconstruct(X, mean, components))),
         Case("X_hat = X", (X, X.clone())),
     ]
@@ -558,12 +605,25 @@ def split_cases(draw):
 def split_extremes(draw):
     # Of a mean of 1000 a float32 knows four digits behind the point.
     def far(offset):
-        X = offset * (1 + 0.1 * draw(16)) + draw(12, 16)
-        return X, X + 0.3 + 0.5 * draw(12, 16)
+        X = offset * (1 + 0.1 * draw(16)) + draw(130, 16)  # from 26 rows on, torch.cdist multiplies matrices
+        return X, X + 0.3 + 0.5 * draw(130, 16)
+
+    def sized(size, error=0.5):
+        X = size * (draw(4) + draw(30, 4))
+        return X, X + size * error * draw(30, 4)
+
+    def projected(size):
+        X = spectral(draw, 30, torch.tensor([3.0, 1.0, size**2], dtype=f64), 5)
+        mean, components, _ = principal_components(X, 2)
+        return X, reconstruct(X, mean, components)
 
     return [
         (Case("means near 1000", far(1e3)), f32, 1e-3),
         (Case("means near 10000000", far(1e7)), f64, 1e-6),
+        # Every number to a relative precision.
+        *((Case(f"data of size {size:g}", sized(size)), f64, 1e-9, 0.0) for size in SCALES),
+        (Case("errors of size 1e-6", sized(1.0, 1e-6)), f64, 1e-6, 0.0),
+        (Case("the best projection, with errors of size 1e-5", projected(1e-5)), f64, 1e-6, 0.0),
     ]
 
 
@@ -597,8 +657,9 @@ VARIANCE_SPLIT = Task(
     cases=split_cases,
     probes=lambda draw: [split_cases(draw)[0], split_cases(draw)[0]],
     extremes=split_extremes,
-    hint="subtract first and square then: squares of large numbers drown their difference",
-    tests={"values": values, "stability": stability},
+    hint="subtract first and square then: squares of large numbers drown their difference; and measure each "
+    "of the three by itself, without a floor or a limit",
+    tests={"values": values_in_evaluation, "stability": stability},
 )
 
 # ---- regularised_loss(X, W1, W2, lam): a squared error and a price for each code number
@@ -731,8 +792,21 @@ def loss_cases(draw):
         case("one dimension", 5, 1, 1),
         case("a code larger than the input", 6, 2, 5),
         Case("no penalty", (draw(6, 5), W1, W2, 0 * lam)),
-        Case("one weight is zero", (draw(6, 5), W1, W2, lam * torch.tensor([1.0, 0.0, 2.0]))),
+        *(
+            Case(
+                f"lam is zero but for entry {entries}", (draw(6, 5), W1, W2, lam * torch.eye(3)[kept].sum(0))
+            )
+            for entries, kept in (
+                ("1", [0]),
+                ("2", [1]),
+                ("3", [2]),
+                ("1 and 2", [0, 1]),
+                ("2 and 3", [1, 2]),
+            )
+        ),
         case("40 examples of 20 dimensions, k=6", 40, 20, 6),
+        case("130 examples of 3 dimensions, k=2", 130, 3, 2),
+        case("a code of 130 numbers", 4, 3, 130),
     ]
 
 
@@ -743,9 +817,32 @@ def loss_extremes(draw):
         X = size * (1 + draw(9, 3)) @ axes.mT + draw(9, 12) @ (torch.eye(12) - axes @ axes.mT)
         return X, axes.mT.clone(), axes.clone(), draw(3, low=0.1, high=1.5)
 
+    def perfect(size):
+        """Nothing but the penalty is left: the code rebuilds all inputs."""
+        axes = torch.linalg.qr(draw(5, 2)).Q
+        return draw(30, 2) @ axes.mT, axes.mT.clone(), axes.clone(), size * draw(2, low=0.5, high=1.5)
+
+    def unpriced(size):
+        W1, W2, lam = weights(draw, 5, 2)
+        return size * draw(30, 5), W1, W2, 0 * lam
+
+    def dead(*which):
+        """Weights of some code numbers are zero, in the encoder, in the decoder or in both."""
+        W1, W2, lam = weights(draw, 4, 3)
+        for row, column in which:
+            W1[row], W2[:, column] = 0, 0
+        return draw(5, 4), W1, W2, lam
+
+    every = slice(None)
     return [
         (Case("inputs near 1000 with errors near 1", far(1e3)), f32, 1e-3),
         (Case("inputs near 1000000 with errors near 1", far(1e6)), f64, 1e-7),
+        *((Case(f"nothing but a penalty, lam near {s:g}", perfect(s)), f64, 1e-8, 1e-24) for s in SCALES),
+        *((Case(f"no penalty, inputs of size {s:g}", unpriced(s)), f64, 1e-9, 0.0) for s in SCALES),
+        (Case("a code number whose weights are zero", dead((0, 0))), f64, 1e-9),
+        (Case("two code numbers whose weights are zero", dead((0, 0), (1, 1))), f64, 1e-9),
+        (Case("all weights are zero", dead((every, every))), f64, 1e-9),
+        (Case("inputs that are rebuilt exactly", (0 * draw(3, 4), *weights(draw, 4, 2))), f64, 1e-9),
     ]
 
 
@@ -782,7 +879,7 @@ REGULARISED_LOSS = Task(
     probes=lambda draw: [loss_cases(draw)[0] for _ in range(4)],
     extremes=loss_extremes,
     differentiate=(1, 2),
-    hint="subtract the reconstruction from X first and square then",
+    hint="subtract the reconstruction from X first and square then; no floor, limit or root is needed",
     tests=TESTS,
 )
 
