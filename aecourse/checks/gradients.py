@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from aecourse.checks.core import Case, Task, Wrong, f32, f64, finite, prepared, same, shape
-from aecourse.checks.kinds import gradients, stability, values
+from aecourse.checks.core import Case, Task, Wrong, at_most, f32, f64, finite, prepared, same, shape
+from aecourse.checks.kinds import gradients, stability, values, values_in_evaluation
 from aecourse.checks.naming import diagnose
 from aecourse.checks.parts import First, Part, Quadratic, Sine, Step, line
 from aecourse.checks.student import Student
@@ -22,6 +22,7 @@ from aecourse.checks.student import Student
 # ---- shared by several tasks
 
 PATHWISE = "gradients#the-pathwise-gradient-move-the-samples"
+SIZES = (1e-6, 1e-3, 1e3, 1e6)  # of what is averaged: a limit or a floor shows at some of them
 NOT_RANDOM = "nothing random is needed: the noise, or the samples, are given"
 
 
@@ -137,9 +138,8 @@ def parameters(task: Task, student: Student, draw) -> None:
             )
         mean.requires_grad_()
         logvar.requires_grad_()
-        if (
-            task.name == "score_function_gradient"
-        ):  # here the fourth is a sample, as reparameterize returns it
+        samples = task.name == "score_function_gradient"
+        if samples:  # the fourth is one, as reparameterize returns it
             noise = mean + torch.exp(logvar / 2) * ((noise - mean) / torch.exp(logvar / 2)).detach()
         got = student(f, mean, logvar, noise, where=f"{case.label}, inputs that require gradients")
         if isinstance(got, tuple | list) and any(part is None for part in got):
@@ -161,6 +161,18 @@ def parameters(task: Task, student: Student, draw) -> None:
                 "samples come with a graph that leads back to them. Detach what must not be differentiated.",
                 case=where,
             )
+        if samples:
+            zero = mean.sum() - mean.detach().sum()
+            got, plainly = (
+                student(f, mean, logvar, noise, baseline, where=f"{case.label}, a baseline")
+                for baseline in (zero, zero.detach())
+            )
+            if same(plainly, want, 1e-4, 1e-4) and not same(got, want, 1e-4, 1e-4):
+                raise Wrong(
+                    "wrong when the baseline comes with a graph, as from a network that is trained along. It "
+                    "is a constant: detach it.",
+                    case=where,
+                )
 
 
 # ---- reparameterize(mean, logvar, eps): z from the noise
@@ -212,6 +224,9 @@ def reparameterize_cases(draw):
         Case("one sample, (1, 4) from (4,)", (*gaussian(draw, 4), draw(1, 4))),
         Case("one latent, (6, 1) from (1,)", (*gaussian(draw, 1), draw(6, 1))),
         Case("(3, 3) from (3,)", (*gaussian(draw, 3), draw(3, 3))),
+        Case("(300, 2) from (2,)", (*gaussian(draw, 2), draw(300, 2))),
+        Case("(3, 130, 2) from (130, 2)", (*gaussian(draw, 130, 2), draw(3, 130, 2))),
+        Case("(2, 130) from (130,)", (*gaussian(draw, 130), draw(2, 130))),
     ]
 
 
@@ -219,9 +234,16 @@ def reparameterize_extremes(draw):
     # Beyond 88 exp(logvar) leaves float32, beyond -104 it is zero there; half of it stays well inside.
     # Around a mean of zero, and to a relative precision: a mean would hide what a tiny variance is.
     mean, far = torch.zeros(3, dtype=f64), [torch.tensor([-s, s, 0.3], dtype=f64) for s in (120, 1200)]
+    # Noise is never limited: at 5 standard deviations, too, and so little that nobody sees it.
+    sizes = torch.tensor([[5, -5, 4], [-1e-3, 1e-6, 8], [1e3, -1e-9, -3]], dtype=f64)
     return [
         (Case("log-variances of -120 and 120", (mean, far[0], draw(4, 3))), f32, 1e-4, 0.0),
         (Case("log-variances of -1200 and 1200", (mean, far[1], draw(4, 3))), f64, 1e-9, 0.0),
+        (Case("noise of every size", (mean, draw(3), sizes)), f64, 1e-9, 0.0),
+        *(
+            (Case(f"means near {size:g}", (size * (1 + draw(3).abs()), draw(3), draw(4, 3))), f64, 1e-9)
+            for size in (1e3, 1e6)
+        ),
     ]
 
 
@@ -265,7 +287,7 @@ REPARAMETERIZE = Task(
     extremes=reparameterize_extremes,
     differentiate=(0, 1),
     hint="halve the log-variance before the exponential; no epsilon, clamp or square root is needed",
-    tests={"values": values, "gradients": gradients, "stability": stability},
+    tests={"values": values_in_evaluation, "gradients": gradients, "stability": stability},
 )
 
 # ---- pathwise_gradient(f, mean, logvar, eps): of the average of f, through the samples
@@ -349,6 +371,8 @@ def pathwise_cases(draw):
         case("one latent", quadratic, 6, 1),
         case("5 samples of 5 latents", sine, 5, 5),
         case("40 samples of 20 latents", quadratic, 40, 20),
+        case("130 samples of 2 latents", sine, 130, 2),
+        case("4 samples of 130 latents", sine, 4, 130),
     ]
 
 
@@ -364,9 +388,17 @@ def pathwise_extremes(draw):
         noise = draw(4, 3).abs()  # of one sign: nothing cancels in their sum
         return f, torch.zeros(3, dtype=f64), logvar, noise
 
+    def sized(size):
+        """An f of this size, whose gradients are of the same."""
+        matrix, vector, constant = quadratic(draw, 3).tensors
+        return Quadratic(size * matrix, size * vector, constant), *gaussian(draw, 3), draw(5, 3)
+
+    noiseless = sine(draw, 3), *gaussian(draw, 3), draw(4, 3) * torch.tensor([0.0, 1.0, 5.0])
     return [
         (Case("log-variances of -120 and 120", linear(120)), f32, 1e-4, 0.0),
         (Case("log-variances of -1200 and 1200", linear(1200)), f64, 1e-9, 0.0),
+        *((Case(f"f of size {size:g}", sized(size)), f64, 1e-9, 1e-9 * size) for size in SIZES),
+        (Case("a latent whose noise is 0, and one with much", noiseless), f64, 1e-9),
     ]
 
 
@@ -576,6 +608,8 @@ def score_cases(draw):
         Case("one latent", sampled(draw, sine, 6, 1)),
         Case("5 samples of 5 latents", sampled(draw, quadratic, 5, 5)),
         Case("40 samples of 20 latents", sampled(draw, quadratic, 40, 20)),
+        Case("130 samples of 2 latents", sampled(draw, sine, 130, 2)),
+        Case("4 samples of 130 latents", sampled(draw, sine, 4, 130)),
         Case("baseline=None", sampled(draw, quadratic, 8, 2), {"baseline": None}),
         Case("a step function", stepped(draw, 9, 3)),
     ]
@@ -596,10 +630,23 @@ def score_extremes(draw):
         mean, logvar = distance + draw(3), draw(3) - 10
         return sine(draw, 3), mean, logvar, reparameterize(mean, logvar, draw(6, 3))
 
+    def sized(size):
+        matrix, vector, constant = quadratic(draw, 3).tensors
+        f, (mean, logvar) = Quadratic(size * matrix, size * vector, size * constant), gaussian(draw, 3)
+        return f, mean, logvar, reparameterize(mean, logvar, draw(5, 3))
+
+    def away(*distances):
+        """Samples at the mean, and so many standard deviations from it."""
+        mean, logvar = gaussian(draw, 3)
+        noise = torch.tensor([distances, distances[::-1]], dtype=f64)
+        return sine(draw, 3), mean, logvar, reparameterize(mean, logvar, noise)
+
     return [
         (Case("log-variances of -60 and 60", flat(60)), f32, 1e-4),
         (Case("log-variances of -60 and 60", flat(60)), f64, 1e-9),
         (Case("means near 10000, log-variances near -10", far(10_000)), f64, 1e-9),
+        *((Case(f"f of size {size:g}", sized(size)), f64, 1e-9, 1e-9 * size) for size in SIZES),
+        (Case("samples at the mean, and far from it", away(0.0, 6.0, 40.0)), f64, 1e-9),
     ]
 
 
@@ -635,6 +682,8 @@ def baseline_cases(draw):
         Case("one sample with a tensor (1,) as baseline", (*sampled(draw, quadratic, 1, 3), draw(1))),
         Case("baseline=0", sampled(draw, sine, 7, 3), {"baseline": 0}),
         Case("a step function, baseline=0.5", stepped(draw, 9, 3), {"baseline": 0.5}),
+        Case("baseline=1000000", sampled(draw, sine, 7, 3), {"baseline": 1e6}),
+        Case("130 samples with a tensor (130,) as baseline", (*sampled(draw, sine, 130, 2), 2 * draw(130))),
         Case("f(z) = z[:, 0], baseline=0.5", (First(), *sampled(draw, sine, 6, 3)[1:]), {"baseline": 0.5}),
     ]
 
@@ -721,6 +770,8 @@ def loo_cases(draw):
         Case("2 values", (draw(2),)),
         Case("3 values", (-5 * draw(3).abs(),)),
         Case("500 values", (10 + draw(500),)),
+        Case("3000 values", (draw(3000),)),
+        Case("values whose sum is 0", (torch.tensor([1.5, -2.0, 2.5, -2.0], dtype=f64),)),
         Case("zeros among the values", (torch.cat((draw(4), torch.zeros(3, dtype=f64))),)),
         Case("equal values and another", (torch.cat((torch.full((4,), 1.5, dtype=f64), draw(1))),)),
     ]
@@ -755,19 +806,33 @@ def loo_properties(student: Student):
     yield "equal values are their own baselines", why
 
 
+def loo_values(task: Task, student: Student, draw) -> None:
+    """The values, and values of every size, which a limit or a floor would change."""
+    values_in_evaluation(task, student, draw)
+    looks = [(size, size * (3 + draw(7))) for size in SIZES]
+    right = [leave_one_out_baseline(given) for _, given in looks]
+    results = student.each([((given,), {}, f"values of size {size:g}") for size, given in looks])
+    for (size, _), want, got in zip(looks, right, results):
+        if not same(got, want, 1e-4, 0.0):
+            raise Wrong(
+                "right for ordinary values, and wrong for these. Is something limited (clamped), rounded or "
+                "added?",
+                case=f"values of size {size:g}",
+            )
+
+
 def independence(task: Task, student: Student, draw) -> None:
     """Does the baseline of a sample stay where it is when the sample's own value moves?"""
-    for samples in (2, 3, 8):
+    for samples in (2, 3, 8, 130):
         where = f"{samples} values, one of them moved"
         before = draw(samples)
         old = student(before.clone(), where=where)
         why = per_sample(old, samples)
         if why:
             raise Wrong(f"{why}.", diagnose(task, student, draw), case=where)
-        for index in range(samples):
-            after = before.clone()
-            after[index] += 100
-            new = student(after, where=where)
+        moves = [index for index in range(samples) if index < 8 or index == samples - 1]
+        given = [before + 100 * (torch.arange(samples) == index) for index in moves]
+        for index, new in zip(moves, student.each([((after,), {}, where) for after in given])):
             moved = math.inf if per_sample(new, samples) else float((new[index] - old[index]).abs())
             if 1e-8 < moved < 1e-4:
                 raise Wrong(
@@ -775,7 +840,7 @@ def independence(task: Task, student: Student, draw) -> None:
                     "its own value does. Stay in the type of the inputs.",
                     case=where,
                 )
-            if not moved <= 1e-8:
+            if not at_most(moved, 1e-8):
                 raise Wrong(
                     "the baseline of a sample moves when its own value does, and the estimate is biased.",
                     diagnose(task, student, draw),
@@ -791,7 +856,7 @@ LEAVE_ONE_OUT_BASELINE = Task(
     properties=loo_properties,
     cases=loo_cases,
     probes=lambda draw: [Case("", (2 + draw(7).abs(),)), Case("", (draw(5),))],
-    tests={"values": values, "independence": independence},
+    tests={"values": loo_values, "independence": independence},
 )
 
 TASKS = {
