@@ -4,6 +4,7 @@ the best linear denoiser. All but `corrupt` are summed over dimensions and avera
 
 import contextlib
 import math
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -11,8 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aecourse.checks import parts
-from aecourse.checks.core import UNKNOWN, Case, Cause, Draw, Task, Wrong, f32, f64, finite, prepared, shape
-from aecourse.checks.kinds import LIMIT, gradients, stability, values
+from aecourse.checks.core import (
+    UNKNOWN,
+    Case,
+    Cause,
+    Draw,
+    Task,
+    Wrong,
+    at_least,
+    at_most,
+    f32,
+    f64,
+    finite,
+    prepared,
+    same,
+    shape,
+)
+from aecourse.checks.kinds import LIMIT, gradients, stability, values, values_in_evaluation
 from aecourse.checks.naming import BITS, spread
 from aecourse.checks.parts import line
 from aecourse.checks.student import Student, uses_generator
@@ -72,6 +88,9 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+SIZES = (1e-6, 1e-3, 1e3, 1e6)  # a limit or a floor shows at some of them
+
+
 # ---- l1_sparsity(codes): the absolute values
 
 
@@ -108,13 +127,17 @@ def l1_cases(draw):
         Case("a batch of one", (draw(1, 4),)),
         Case("a single unit", (draw(4, 1),)),
         Case("3 codes of 20 units", (draw(3, 20),)),
+        # None of so many is near 0 by chance, where a smoothed absolute value has another slope.
+        Case("130 codes of 2 units", (draw(130, 2).sign() * draw(130, 2, low=0.1, high=2),)),
+        Case("2 codes of 130 units", (draw(2, 130).sign() * draw(2, 130, low=0.1, high=2),)),
     ]
 
 
 def l1_extremes(draw):
     sparse = draw(5, 6).relu()
-    sparse[2] = 0
+    sparse[2], sparse[:, :2] = 0, 0
     return [
+        *((Case(f"entries of size {size:g}", (size * draw(4, 3),)), f64, 1e-9, 0.0) for size in SIZES),
         (Case("codes with entries that are exactly 0", (sparse,)), f32, 1e-4),
         (Case("codes with entries that are exactly 0", (sparse,)), f64, 1e-9),
         (Case("codes of nothing but zeros", (torch.zeros(3, 2, dtype=f64),)), f64, 1e-9),
@@ -150,8 +173,9 @@ L1_SPARSITY = Task(
     probes=lambda draw: [Case("", (1.3 * draw(5, 3),)), Case("", (draw(4, 6),))],
     extremes=l1_extremes,
     differentiate=(0,),
-    hint="take the absolute value itself, not the root of a square, which has no slope at 0",
-    tests={"values": values, "gradients": gradients, "stability": stability},
+    hint="take the absolute value itself, with nothing added or limited, and not the root of a square, which "
+    "has no slope at 0",
+    tests={"values": values_in_evaluation, "gradients": gradients, "stability": stability},
 )
 
 # ---- kl_sparsity(codes, rho): the divergence of each unit's mean activity from its target
@@ -264,6 +288,10 @@ def kl_cases(draw):
         Case("a single unit, rho=0.5", (activities(draw, 4, 1), 0.5)),
         Case("3 codes of 20 units, rho by keyword", (activities(draw, 3, 20),), {"rho": 0.1}),
         Case("activities that are exactly 0 or 1", (binary(draw, 8, 5), 0.2)),
+        Case("130 codes of 2 units, rho=0.1", (activities(draw, 130, 2), 0.1)),
+        Case("2 codes of 130 units, rho=0.1", (activities(draw, 2, 130), 0.1)),
+        Case("rho=0.001", (activities(draw, 5, 3), 0.001)),
+        Case("rho=0.99", (activities(draw, 5, 3), 0.99)),
     ]
 
 
@@ -278,6 +306,9 @@ def kl_extremes(draw):
         (Case("a unit with the mean activity 1e-5", (rare, 0.05)), f32, 1e-4),
         (Case("units with the mean activities 1e-5 and 1 - 1e-5", (often, 0.05)), f64, 1e-9),
         (Case("units with the mean activities 1.2e-6 and 1 - 1.2e-6", (rarest, 0.05)), f64, 1e-9),
+        (Case("mean activities near 0.001, rho=0.0001", (1e-3 * activities(draw, 5, 3), 1e-4)), f64, 1e-9),
+        # 1e-9 nats, which the formula knows to its last digits, of terms near 0.1.
+        (Case("mean activities next to rho", (0.3 + 1e-4 * draw(5, 3), 0.3)), f64, 1e-4, 1e-14),
     ]
 
 
@@ -305,11 +336,13 @@ def kl_stability(task: Task, student: Student, draw: Draw) -> None:
     """The last digits, rare activities, and finite numbers for units that are always 0 or always 1."""
     stability(task, student, draw)
     codes = activities(draw, 6, 3)
-    for name, value, nearly in (("never active", 0.0, 1e-5), ("always 1", 1.0, 1 - 1e-5)):
+    edges = [("never active", 0.0, 1e-5), ("always 1", 1.0, 1 - 1e-5)]
+    for (name, value, nearly), units in product(edges, ([1], [0, 1], [0, 1, 2])):
         for rho, dtype in product((0.05, 0.5), (f64, f32)):
             edge, near = codes.clone(), codes.clone()
-            edge[:, 1], near[:, 1] = value, nearly
-            where = f"a unit that is {name}, {str(dtype).removeprefix('torch.')}"
+            edge[:, units], near[:, units] = value, nearly
+            count = "a unit that is" if len(units) == 1 else f"{len(units)} units that are"
+            where = f"{count} {name}, {str(dtype).removeprefix('torch.')}"
             (leaf,) = prepared((edge,), dtype)
             got = student(leaf.requires_grad_(), rho, where=where)
             if not isinstance(got, Tensor) or not finite(got):
@@ -317,7 +350,7 @@ def kl_stability(task: Task, student: Student, draw: Draw) -> None:
                 if dtype is f32:
                     words += " Mind that in float32 the number 1 - 1e-8 is 1."
                 raise Wrong(words, case=where)
-            if got < task.reference(near, rho) - 1e-3:
+            if not at_least(got, task.reference(near, rho) - 1e-3):
                 raise Wrong(
                     "this costs less than a unit that is nearly so. It must not be let off.", case=where
                 )
@@ -349,7 +382,7 @@ KL_SPARSITY = Task(
     hint="clamp the mean activity, no further than to 1e-6 from 0 and 1. An epsilon added, and "
     "a clamp of the codes themselves, change other values too",
     forbidden=READY_MADE_KL,
-    tests={"values": values, "gradients": gradients, "stability": kl_stability},
+    tests={"values": values_in_evaluation, "gradients": gradients, "stability": kl_stability},
 )
 
 # ---- corrupt(x, sigma, generator): x and normal noise, which is tested by its moments
@@ -406,35 +439,66 @@ def corrupt_properties(student: Student):
 
 def corrupt_values(task: Task, student: Student, draw: Draw) -> None:
     """Without noise the input; with noise the right moments, independent of x and between all entries."""
-    values(task, student, draw)
+    values_in_evaluation(task, student, draw)
     means, largest = [], 0.0
-    for size, dtype in (((300, 2, 6, 8), f64), ((4000, 7), f32)):
+    looks = [
+        ((300, 2, 6, 8), f64, (0.4, 1.7), True),
+        ((16_000, 14), f32, (0.4, 1.7), True),
+        ((400, 8), f64, (1e-5, 300.0), True),
+        ((400, 8), f64, (0.4, 1.7), False),
+    ]
+    for size, dtype, sigmas, graphs in looks:
         where = f"shape {size}, {str(dtype).removeprefix('torch.')}"
+        where = where if graphs else f"{where}, under torch.no_grad()"
         x = 3 * draw(*size) * (draw(*size) > 0)  # half of the entries are 0
         sizes = {}
-        for sigma in (0.4, 1.7):
+        for sigma in sigmas:
             arguments = prepared((x, sigma, draw.seed()), dtype)
             before = arguments[0]
-            got = student(*arguments, where=f"shape {size}, sigma={sigma}")
+            with torch.set_grad_enabled(graphs):
+                got = student(*arguments, where=f"{where}, sigma={sigma}")
             if not isinstance(got, Tensor) or got.shape != x.shape or not finite(got):
                 raise Wrong(f"{shape(got)} is returned, or not all numbers are finite.", case=where)
-            if student.effects.changed(arguments):
-                raise Wrong("x is changed in place. Leave it as it is.", case=where)
+            student.refuse_changes(arguments, where)
             if got.dtype != dtype:
-                raise Wrong(f"the result is {got.dtype}. Keep the type of x.", case=where)
-            noise = (got.to(f64) - before.to(f64)) / sigma
+                raise Wrong("the result is of another dtype. Keep the type of x.", case=where)
+            noise = (got.detach().to(f64) - before.to(f64)) / sigma
             _refuse_dependent(where, noise, before.to(f64))
             sizes[sigma] = noise
             means.append(float(noise.mean().abs()) * math.sqrt(noise.numel()))
             largest = max(largest, float(noise.abs().max()))
         _refuse_size(where, sizes)
-    if largest < 3.7:  # by chance once in 10^15 times, among 170 000 numbers
+        exact = [noise[x == 0][:1000] for noise in sizes.values()]  # without the rounding of a sum
+        if dtype is f64 and any(len(noise.unique()) < 0.97 * len(noise) for noise in exact):
+            raise Wrong(
+                "the noise takes few different values: it is rounded, or in half precision.", case=where
+            )
+    if not at_least(largest, 4.05):  # by chance once in 10^11 times, among 500 000 numbers
         raise Wrong("the noise has no large values: it is cut off, or not normal.")
-    if max(means) < 1e-3:  # by chance once in 10^12 times
+    if not at_least(max(means), 1e-3):  # by chance once in 10^12 times
         raise Wrong(
             "the noise of a call has the mean 0 exactly, so that its entries depend on each "
             "other. Do not standardise it."
         )
+
+
+def _refuse_copies(where: str, noise: Tensor) -> None:
+    """Raise `Wrong` if entries at some distance, or around some centre, are alike or opposite."""
+    row = noise.flatten() / noise.square().mean().sqrt()
+    spectrum = torch.fft.rfft(row)
+    count, width = len(row), row.numel() // len(noise)
+    ahead = torch.fft.irfft(spectrum.abs() ** 2, count)[1:].abs() / math.sqrt(count)
+    around = torch.fft.irfft(spectrum**2, count).abs() / math.sqrt(2 * count)
+    if at_most(ahead.max(), 9.0) and at_most(
+        around.max(), 9.0
+    ):  # of 500 000 numbers, by chance once in 10^12 times
+        return
+    near = 1 + int(ahead.argmax()) < width and bool(ahead.max() > 9)
+    what = "other entries of the same example" if near else "other examples"
+    raise Wrong(
+        f"some entries have the noise of {what}, or its mirror image: draw as many numbers as x has.",
+        case=where,
+    )
 
 
 def _refuse_dependent(where: str, noise: Tensor, x: Tensor) -> None:
@@ -460,6 +524,7 @@ def _refuse_dependent(where: str, noise: Tensor, x: Tensor) -> None:
             raise Wrong(
                 "one half of the batch has the noise of the other: draw for each example.", case=where
             )
+    _refuse_copies(where, centred)
     z = (centred * x).mean() / variance.sqrt() / x.square().mean().sqrt() * math.sqrt(x.numel())
     if not abs(z) < LIMIT:
         raise Wrong("the noise is correlated with x, as when x is scaled, clipped or replaced.", case=where)
@@ -509,15 +574,36 @@ def _refuse_size(where: str, noises: dict[float, Tensor]) -> None:
         # The mean of a cosine tells distributions of the same variance apart, and is itself bounded.
         spread_ = math.sqrt((1 + math.exp(-2)) / 2 - math.exp(-1))
         z = (noise.cos().mean() - math.exp(-0.5)) / spread_ * math.sqrt(noise.numel())
-        if not abs(z) < LIMIT:
+        peaked = (noise**4).mean() / noise.square().mean() ** 2 - 3
+        if not abs(z) < LIMIT or not abs(peaked) * math.sqrt(noise.numel() / 24) < 8:
             raise Wrong("the noise has the right variance and is not normal.", case=where)
 
 
 def corrupt_generator(task: Task, student: Student, draw: Draw) -> None:
-    x = draw(4, 5)
-    uses_generator(
-        student, lambda generator: student(x.clone(), 0.8, generator, where="a generator of our own")
-    )
+    """All noise from the generator as it stands, and from nothing that an earlier call has left."""
+    x, where = draw(4, 5), "a generator of our own"
+
+    def call(generator):
+        return student(x.clone(), 0.8, generator, where=where)
+
+    uses_generator(student, call)
+    numbers = [1, 2, 2, 3, 1, 3]
+    results = [call(seeded(number)) for number in numbers]
+    for one, first in product(range(len(numbers)), repeat=2):
+        if same(results[one], results[first], 0, 0) != (numbers[one] == numbers[first]):
+            raise Wrong(
+                "the noise depends on earlier calls: it is to come from the generator alone.",
+                case=where,
+            )
+    generator = seeded(1)
+    for _ in range(4):
+        fresh = torch.Generator()
+        fresh.set_state(generator.get_state())
+        if not same(call(fresh), call(generator), 0, 0):
+            raise Wrong(
+                "the noise depends on earlier calls: it is to come from the generator alone.",
+                case=where,
+            )
 
 
 CORRUPT = Task(
@@ -582,7 +668,15 @@ def loss_cases(draw):
         case("4 examples of 6 dimensions", 4, 6, "Logistic"),
         case("a batch of one", 1, 4, "Tanh"),
         case("one dimension", 4, 1, "Affine"),
+        case("130 examples of 2 dimensions", 130, 2, "Affine"),
+        case("2 examples of 130 dimensions", 2, 130, "Tanh"),
+        Case("a model that copies, sigma=0", (copying(3), draw(4, 3), 0.0, draw.seed(), "Affine")),
     ]
+
+
+def copying(d: int) -> Tensor:
+    """Weights of a layer that returns what it is given."""
+    return torch.cat([torch.eye(d, dtype=f64), torch.zeros(d, 1, dtype=f64)], 1)
 
 
 def loss_properties(student: Student):
@@ -654,35 +748,81 @@ def losses_of_slips(model, x, sigma, generator):
 
 def loss_values(task: Task, student: Student, draw: Draw) -> None:
     """Without noise the squared error; with noise its exact expectation, and its variance over draws."""
-    values(task, student, draw)
+    values_in_evaluation(task, student, draw)
     calls, cases = 24, []
-    for batch, d, sigma, dtype in ((1000, 4, 0.6, f64), (600, 7, 1.5, f32), (1500, 1, 0.8, f64)):
+    # Also a model in evaluation mode, and no gradients: the loss is the same there.
+    for batch, d, sigma, dtype, training, graphs in (
+        (1000, 4, 0.6, f64, True, True),
+        (600, 7, 1.5, f32, True, True),
+        (1500, 1, 0.8, f64, True, True),
+        (300, 3, 300.0, f64, True, True),
+        (300, 3, 0.7, f64, False, True),
+        (300, 3, 0.7, f64, True, False),
+    ):
         weights, x = weights_of(draw, d, d), draw(batch, d) + 0.5 * draw(d)
         seeds = [draw.seed() for _ in range(calls)]
-        cases.append((weights, x, sigma, dtype, seeds))
+        cases.append((weights, x, sigma, dtype, seeds, training, graphs))
     looks = []
-    for weights, x, sigma, dtype, seeds in cases:
+    for weights, x, sigma, dtype, seeds, training, graphs in cases:
         where = f"{len(x)} examples of {x.shape[1]} dimensions, sigma={sigma}"
-        got = _losses(student, where, weights, x, sigma, dtype, seeds)
-        model = layer("Affine", weights)
-        error, weight = model(x) - x, weights[:, :-1]
-        # An affine map of normal noise: both moments are known exactly.
-        expected = error.square().sum(1).mean() + sigma**2 * weight.square().sum()
-        each = 4 * sigma**2 * (error @ weight).square().sum(1)
-        each = each + 2 * sigma**4 * (weight.mT @ weight).square().sum()
-        variance = each.mean() / len(x)
-        z = (got.mean() - expected) / (variance / calls).sqrt()
-        looks.append((where, got, float(z), float(got.var() / variance)))
+        where += "" if training else ", a model in evaluation mode"
+        where += "" if graphs else ", under torch.no_grad()"
+        with torch.set_grad_enabled(graphs):
+            got = _losses(student, where, weights, x, sigma, dtype, seeds, training)
+        looks.append((where, got, *_misses(got, weights, x, sigma)))
     for where, _, z, ratio in looks:
-        # The variance is that of 24 draws: by chance it is 6 times too large once in 10^14 times.
-        if not abs(z) < LIMIT or not ratio < 6:
+        if not _plausible(z, ratio):
             words = (
                 "right on average over many calls, but far too different from call to call."
                 if abs(z) < LIMIT
                 else "without noise all is right; with noise the loss is not what it is on average."
             )
-            raise Wrong(words, _about_noise(student, looks, cases), case=where)
+            elsewhere = all(_plausible(*other) for _, _, *other in looks[:3])
+            cause = UNKNOWN if elsewhere else _about_noise(student, looks[:3], cases[:3])
+            raise Wrong(words, cause, case=where)
     _spread_of_losses(task, student, draw)
+    _large_noise(student, draw)
+
+
+def _misses(got: Tensor, weights: Tensor, x: Tensor, sigma: float) -> tuple[float, float]:
+    """Of losses of an affine model: by how many standard errors their mean is off, and their variance over
+    the right one. Both moments are known exactly."""
+    error, weight = layer("Affine", weights)(x) - x, weights[:, :-1]
+    expected = error.square().sum(1).mean() + sigma**2 * weight.square().sum()
+    each = 4 * sigma**2 * (error @ weight).square().sum(1)
+    each = each + 2 * sigma**4 * (weight.mT @ weight).square().sum()
+    variance = each.mean() / len(x)
+    z = (got.mean() - expected) / (variance / len(got)).sqrt()
+    return float(z), float(got.var() / variance)
+
+
+def _plausible(z: float, ratio: float) -> bool:
+    # The variance is that of 24 draws: by chance it is 6 times too large once in 10^14 times.
+    return abs(z) < LIMIT and ratio < 6
+
+
+def _large_noise(student: Student, draw: Draw) -> None:
+    """How often the noise is beyond a bound, from a model that says so."""
+    batch, d = 16_000, 5
+    for bound in (0.5, 1.0, 2.0, 3.1):
+        given = (
+            parts.Beyond(torch.tensor(0.9 * bound, dtype=f64)),
+            torch.zeros(batch, d, dtype=f64),
+            0.9,
+            draw.seed(),
+        )
+        where = "the number of large values in the noise"
+        got = student(*prepared(given, f64), where=where)
+        if scalar(student, got):
+            raise Wrong(f"{scalar(student, got)}.", case=where)
+        share = float(got) / d if finite(got) and 0 <= float(got) <= d else math.nan
+        expected = math.erfc(bound / math.sqrt(2))
+        if not at_most(
+            2 * math.sqrt(batch * d) * abs(math.asin(math.sqrt(share)) - math.asin(math.sqrt(expected))), 7
+        ):
+            raise Wrong(
+                "the noise is not normal: it is cut off, or of another kind (torch.randn).", case=where
+            )
 
 
 def _spread_of_losses(task: Task, student: Student, draw: Draw) -> None:
@@ -702,13 +842,12 @@ def _spread_of_losses(task: Task, student: Student, draw: Draw) -> None:
             )
 
 
-def _losses(student: Student, where: str, weights, x, sigma, dtype, seeds) -> Tensor:
-    losses = []
-    given = [prepared((layer("Affine", weights), x, sigma, seed), dtype) for seed in seeds]
+def _losses(student: Student, where: str, weights, x, sigma, dtype, seeds, training: bool = True) -> Tensor:
+    losses, model = [], layer("Affine", weights).train(training)
+    given = [prepared((model, x, sigma, seed), dtype) for seed in seeds]
     results = student.each([(arguments, {}, where) for arguments in given])
     for arguments, got in zip(given, results):
-        if student.effects.changed(arguments):
-            raise Wrong("x is changed in place. Leave it as it is.", case=where)
+        student.refuse_changes(arguments, where)
         if not isinstance(got, Tensor) or got.dim() or not finite(got):
             raise Wrong(f"{shape(got)} is returned, or it is not finite.", case=where)
         losses.append(got.detach().to(f64))
@@ -722,7 +861,7 @@ def _about_noise(student: Student, looks, cases) -> Cause:
     """What is wrong with the noise: the slip whose losses have the student's mean and variance."""
     scores: dict[tuple[int, str], list[float]] = {}
     generator = torch.Generator().manual_seed(0)
-    for (_, got, _, _), (weights, x, sigma, _, seeds) in zip(looks, cases):
+    for (_, got, _, _), (weights, x, sigma, _, seeds, _, _) in zip(looks, cases):
         model = layer("Affine", weights)
         for index, (clause, losses) in enumerate(_in_many_draws(model, x, sigma, generator, len(seeds))):
             scores.setdefault((index, clause), []).append(_distance(got, losses))
@@ -730,6 +869,8 @@ def _about_noise(student: Student, looks, cases) -> Cause:
             own = student.fellow("corrupt")
             noisy = [own(*prepared((x, sigma, seed), f64)) for seed in seeds]
             losses = torch.stack([(model(corrupted) - x).square().sum(1).mean() for corrupted in noisy])
+            if _plausible(*_misses(losses, weights, x, sigma)):
+                continue  # it is right, and not to blame
             scores.setdefault((-1, OWN_CORRUPT), []).append(_distance(got, losses))
     worst = {slip: max(distances) for slip, distances in scores.items()}
     close_ones = sorted(slip for slip, score in worst.items() if score < 30)
@@ -754,13 +895,40 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
     return float((z**2 + ratio**2).nan_to_num(math.inf))
 
 
+def loss_gradients(task: Task, student: Student, draw: Draw) -> None:
+    """Without noise against the true ones; with noise against finite differences under the same draw."""
+    gradients(task, student, draw)
+    step = 1e-6
+    for kind, training in (("Affine", True), ("Tanh", False)):
+        weights, x, seed = weights_of(draw, 3, 3), draw(20, 3), draw.seed()
+        direction = draw(3, 4)
+        where = f"{'a model in evaluation mode, ' * (not training)}sigma=0.7"
+
+        def loss(leaf, kind=kind, x=x, seed=seed, training=training, where=where):
+            model = layer(kind, leaf).train(training)
+            return student(model, x.clone(), 0.7, prepared((seed,), f64)[0], where=where)
+
+        leaf = weights.clone().requires_grad_()
+        got = loss(leaf)
+        if not isinstance(got, Tensor) or not got.requires_grad:
+            raise Wrong("with noise, no gradient reaches model. The graph is cut.", case=where)
+        (slope,) = torch.autograd.grad(got, leaf)
+        ahead, behind = (float(loss(weights + sign * step * direction)) for sign in (1, -1))
+        along = float((slope * direction).sum())
+        if not at_most(abs((ahead - behind) / (2 * step) - along), 1e-5 + 1e-4 * abs(along)):
+            raise Wrong(
+                "with noise, the gradient for model is not that of the loss: the graph is cut.", case=where
+            )
+
+
 def loss_generator(task: Task, student: Student, draw: Draw) -> None:
-    model, x = layer("Affine", weights_of(draw, 4, 4)), draw(6, 4)
+    for training in (True, False):
+        model, x = layer("Affine", weights_of(draw, 4, 4)).train(training), draw(6, 4)
 
-    def call(generator):
-        return student(model.to(f64), x.clone(), 0.8, generator, where="a generator of our own")
+        def call(generator, model=model, x=x):
+            return student(model.to(f64), x.clone(), 0.8, generator, where="a generator of our own")
 
-    uses_generator(student, call)
+        uses_generator(student, call)
 
 
 DENOISING_LOSS = Task(
@@ -774,7 +942,7 @@ DENOISING_LOSS = Task(
     differentiate=(0,),
     build=built_loss,
     forbidden=READY_MADE_NOISE,
-    tests={"values": loss_values, "gradients": gradients, "generator": loss_generator},
+    tests={"values": loss_values, "gradients": loss_gradients, "generator": loss_generator},
 )
 
 # ---- contractive_penalty(encoder, x): the squared slopes of the code
@@ -871,7 +1039,66 @@ def contractive_cases(draw):
         case("one dimension", 4, 1, 3, "Tanh"),
         case("another encoder, 5 examples of 3 dimensions, 4 units", 5, 3, 4, "Mixed"),
         Case("affine encoder, inputs near 1e8", (weights_of(draw, 3, 4), 1e8 * draw(5, 4), "Affine")),
+        case("130 examples", 130, 3, 2, "Tanh"),
+        case("60 dimensions", 3, 60, 2, "Tanh"),
+        case("60 units", 3, 2, 60, "Logistic"),
+        *(
+            Case(
+                f"weights that are zero: {which}",
+                (_without(weights_of(draw, 3, 4), *where), draw(5, 4), "Tanh"),
+            )
+            for which, where in (
+                ("all, a constant code", (slice(None), slice(None))),
+                ("those of the first two inputs", (slice(None), slice(2))),
+                ("those of the first two units", (slice(2), slice(None))),
+                ("those of the first unit for the first two inputs", (0, slice(2))),
+                ("those of the last unit", (-1, slice(None))),
+            )
+        ),
     ]
+
+
+def _without(weights: Tensor, units, inputs) -> Tensor:
+    weights[units, inputs] = 0
+    return weights
+
+
+def contractive_values(task: Task, student: Student, draw: Draw) -> None:
+    """The values, for an encoder in evaluation mode as well, and slopes of every size."""
+
+    def evaluated(weights, x, kind):
+        return layer(kind, weights).eval(), x
+
+    def cases(draw):
+        found = contractive_cases(draw)[:3]
+        return [replace(case, label=f"{case.label}, in evaluation mode") for case in found]
+
+    values(task, student, draw)
+    values(replace(task, build=evaluated, cases=cases), student, draw)
+    looks = [(size, size * weights_of(draw, 3, 4), draw(5, 4)) for size in SIZES]
+    right = [contractive_penalty(layer("Affine", weights), x) for _, weights, x in looks]
+    calls = [((layer("Affine", weights), x), {}, f"slopes of size {size:g}") for size, weights, x in looks]
+    for (size, _, _), want, got in zip(looks, right, student.each(calls)):
+        if not same(got, want, 1e-6, 0.0):
+            raise Wrong(
+                "right for ordinary slopes, and wrong for these. Is something limited (clamped), added, or "
+                "found by differences in place of derivatives?",
+                case=f"affine encoder, slopes of size {size:g}",
+            )
+
+
+def contractive_gradients(task: Task, student: Student, draw: Draw) -> None:
+    """The gradients, for an encoder in evaluation mode as well."""
+    gradients(task, student, draw)
+
+    def evaluated(weights, x, kind):
+        return layer(kind, weights).eval(), x
+
+    def cases(draw):
+        found = contractive_cases(draw)[:2]
+        return [replace(case, label=f"{case.label}, in evaluation mode") for case in found]
+
+    gradients(replace(task, build=evaluated, cases=cases), student, draw)
 
 
 KINDS = ("Affine", "Logistic", "Tanh")
@@ -915,7 +1142,7 @@ CONTRACTIVE_PENALTY = Task(
     probes=lambda draw: contractive_cases(draw)[:3],
     differentiate=(0,),
     build=built_encoder,
-    tests={"values": values, "gradients": gradients},
+    tests={"values": contractive_values, "gradients": contractive_gradients},
 )
 
 # ---- optimal_linear_denoiser(X, sigma): A and b of the best affine map from noisy to clean data
@@ -1024,6 +1251,8 @@ def denoiser_cases(draw):
         Case("one dimension", (data_with_mean(draw, 9, 1), 0.5)),
         Case("a single example", (data_with_mean(draw, 1, 4), 0.5)),
         Case("40 examples of 5 dimensions, sigma=2 as an int", (data_with_mean(draw, 40, 5), 2)),
+        Case("300 examples of 3 dimensions", (data_with_mean(draw, 300, 3), 0.7)),
+        Case("30 examples of 60 dimensions", (data_with_mean(draw, 30, 60), 0.7)),
     ]
 
 
@@ -1031,8 +1260,18 @@ def denoiser_extremes(draw):
     far = data_with_mean(draw, 20, 3) + 1e5 * torch.tensor([1.0, -2.0, 3.0], dtype=f64)
     return [
         (Case("data far from the origin", (far, 0.8)), f64, 1e-7),
-        (Case("data of size 0.001, sigma=0.0005", (1e-3 * data_with_mean(draw, 9, 3), 5e-4)), f64, 1e-9),
-        (Case("data of size 1000, sigma=500", (1e3 * data_with_mean(draw, 9, 3), 500.0)), f64, 1e-9),
+        *(
+            (
+                Case(
+                    f"data of size {size:g}, sigma={size / 2:g}",
+                    (size * data_with_mean(draw, 9, 3), size / 2),
+                ),
+                *(f64, 1e-9, 1e-9 * min(size, 1)),
+            )
+            for size in SIZES
+        ),
+        (Case("next to no noise: sigma=0.0001", (data_with_mean(draw, 9, 3), 1e-4)), f64, 1e-6),
+        (Case("much noise: sigma=10000", (data_with_mean(draw, 9, 3), 1e4)), f64, 1e-9, 1e-14),
     ]
 
 
@@ -1071,7 +1310,7 @@ OPTIMAL_LINEAR_DENOISER = Task(
     extremes=denoiser_extremes,
     hint="subtract the mean before products are formed: a difference of two large matrices loses its "
     "digits. A jitter changes the answer",
-    tests={"values": values, "stability": stability},
+    tests={"values": values_in_evaluation, "stability": stability},
 )
 
 TASKS = {
