@@ -12,9 +12,23 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from aecourse.checks.core import UNKNOWN, Case, Cause, Task, Wrong, f32, f64, finite, prepared, same, shape
+from aecourse.checks.core import (
+    UNKNOWN,
+    Case,
+    Cause,
+    Seed,
+    Task,
+    Wrong,
+    at_most,
+    f32,
+    f64,
+    finite,
+    prepared,
+    same,
+    shape,
+)
 from aecourse.checks.elbo import per_example
-from aecourse.checks.kinds import gradients, stability, values
+from aecourse.checks.kinds import gradients, stability, values_in_evaluation
 from aecourse.checks.naming import BITS, BOUND_SCALES, REDUCTIONS, spread
 from aecourse.checks.parts import CountJoint, LinearJoint, line
 from aecourse.checks.student import Student, uses_generator
@@ -48,6 +62,8 @@ def ppca_cases(draw):
         Case("one dimension of x", ppca(draw, 4, 1, 1, 0.5)),
         Case("3 examples, D=3, k=3", ppca(draw, 3, 3, 3, 0.6)),
         Case("more latents than dimensions", ppca(draw, 4, 2, 5, 0.8)),
+        Case("130 examples, D=3, k=2", ppca(draw, 130, 3, 2, 0.5)),
+        Case("4 examples, D=40, k=12", ppca(draw, 4, 40, 12, 0.5)),
     ]
 
 
@@ -63,7 +79,24 @@ def number_cases(draw):
 
 def with_numbers(task: Task, student: Student, draw) -> None:
     """The values, with sigma2 as a tensor and as a number."""
-    values(replace(task, cases=number_cases), student, draw)
+    values_in_evaluation(replace(task, cases=number_cases), student, draw)
+
+
+def blind(draw, batch: int, dim: int, k: int):
+    """A model some of whose latents x does not depend on."""
+    x, W, b, sigma2 = ppca(draw, batch, dim, k, 0.5)
+    W[:, :2] = 0
+    return x, W, b, sigma2
+
+
+# Of data and loadings, with sigma2 in proportion; a limit or a floor shows at some of them.
+SCALES = (1e-6, 1e-3, 1e3, 1e6)
+
+
+def scaled(draw, size: float, k: int = 3):
+    """The same in another unit. Codes and their variances do not depend on it."""
+    x, W, b, sigma2 = ppca(draw, 5, 6, k, 0.4)
+    return size * x, size * W, size * b, size**2 * sigma2
 
 
 # Small whole numbers whose columns are neither orthogonal nor of equal length.
@@ -176,6 +209,9 @@ def posterior_extremes(draw):
         (Case("D=200, sigma2=1e-10", ppca(draw, 3, 200, 5, 1e-10)), f64, 1e-6),
         (Case("D=200, sigma2=1e6", ppca(draw, 3, 200, 5, 1e6)), f64, 1e-9),
         (Case("D=2, k=5, sigma2=1e-6", ppca(draw, 3, 2, 5, 1e-6)), f64, 1e-6),
+        *((Case(f"x, b and W of size {size:g}", scaled(draw, size)), f64, 1e-9) for size in SCALES),
+        (Case("outliers: x near 1000000", (1e6 * draw(4, 5), *model(draw, 5, 2, 0.5))), f64, 1e-9),
+        (Case("two columns of W are 0", blind(draw, 4, 5, 4)), f64, 1e-9),
         (Case("D=200, sigma2=1e-5", ppca(draw, 3, 200, 5, 1e-5)), f32, 1e-3),
     ]
 
@@ -235,7 +271,8 @@ PPCA_POSTERIOR = Task(
         Case("", ppca(draw, 6, 7, 2, 2.5)),
     ],
     extremes=posterior_extremes,
-    hint="solve with the k x k matrix M; subtracting from I what is nearly I leaves no digits",
+    hint="solve with the k x k matrix M, and add and limit nothing; subtracting from I what is nearly I "
+    "leaves no digits",
     tests={"values": with_numbers, "stability": precise},
 )
 
@@ -346,6 +383,9 @@ def likelihood_extremes(draw):
     return [
         (Case("D=200, sigma2=1e-6", ppca(draw, 3, 200, 5, 1e-6)), f64, 1e-5),
         (Case("D=200, sigma2=1e4", ppca(draw, 3, 200, 5, 1e4)), f64, 1e-9),
+        *((Case(f"x, b and W of size {size:g}", scaled(draw, size)), f64, 1e-9) for size in SCALES),
+        (Case("outliers: x near 1000000", (1e6 * draw(4, 5), *model(draw, 5, 2, 0.5))), f64, 1e-9),
+        (Case("two columns of W are 0", blind(draw, 4, 5, 4)), f64, 1e-9),
         (Case("D=200, sigma2=0.01", ppca(draw, 3, 200, 5, 0.01)), f32, 3e-3),
     ]
 
@@ -379,7 +419,8 @@ PPCA_LOG_LIKELIHOOD = Task(
     ],
     extremes=likelihood_extremes,
     differentiate=(0, 1, 2, 3),
-    hint="a determinant under- or overflows where its log does not, and a jitter changes the answer",
+    hint="a determinant under- or overflows where its log does not; a jitter, a floor or a limit changes the "
+    "answer",
     tests={"values": with_numbers, "gradients": gradients, "stability": stability},
 )
 
@@ -462,10 +503,23 @@ def search_properties(student: Student):
     before, after = (bound(problem[1], problem[0], *q) for q in (problem[2:], result))
     why = "the bound of some example is lower after 150 steps than at the start"
     yield "every example's bound rises", "" if (after > before).all() else why
+    # Of 60 examples the averages are known to a few hundredths.
+    x, joint, mean, logvar = (POINTS.repeat(12, 1), problem[1], torch.zeros(60, 2), torch.full((60, 2), -2.0))
+    end = detached(student(x, joint, mean, logvar, 300, 0.05, torch.Generator().manual_seed(0)))
+    right = best_posterior(x, joint)
+    off_mean, off_logvar = ((part - best).mean(0).abs().max() for part, best in zip(end, right))
+    why = "averaged over the examples, the means are not the posterior's own, which the best q has"
+    yield "300 steps: the means arrive", "" if at_most(off_mean, 0.3) else why
+    why = (
+        "averaged over the examples, the log-variances are not those of sigma2 / M_jj. Look at the entropy, "
+        "at its half, and at the standard deviation of the noise"
+    )
+    yield "300 steps: the log-variances arrive", "" if at_most(off_logvar, 0.3) else why
 
 
-# Adam climbs this far and fluctuates little there; so does plain gradient ascent.
-STEPS, RATE = 600, 0.04
+# Adam climbs this far and fluctuates little there; so does plain gradient ascent. With as many examples,
+# noise drawn step by step uses a generator as noise drawn all at once does: torch fills 16 numbers at a time.
+STEPS, RATE, EXAMPLES = 600, 0.04, 208
 
 
 def searched(student: Student, arguments: tuple, generator, where: str = "", dtype=f64, detach: bool = True):
@@ -496,14 +550,93 @@ SURE = (CUT, GIVEN_THE_MEAN, ONE_MEAN, STILL, RUNAWAY)  # these need no second l
 
 def optimum(task: Task, student: Student, draw) -> None:
     """Does the search end at the best diagonal Gaussian? Averaged over many examples, against the noise."""
-    problem, where = search(draw, 200, 3), "200 examples, 3 latents"
-    missed = miss(problem, searched(student, (*problem, STEPS, RATE), seeded(draw), where))
+    problem, where, seed = search(draw, EXAMPLES, 3), f"{EXAMPLES} examples, 3 latents", draw.seed()
+    generator = torch.Generator().manual_seed(seed.number)
+    end = searched(student, (*problem, STEPS, RATE), generator, where)
+    missed = miss(problem, end)
+    words, cause = missed or ("", UNKNOWN)
+    if cause not in SURE:
+        all_steps(task, student, problem, seed, generator, end)
     if missed:
-        words, cause = missed
         if cause not in SURE:
-            freshness(task, student, draw)  # which names the mistake, if it is one of the noise
+            name_noise(task, student, draw)
         raise Wrong(words, cause, case=where)
     counts(task, student, draw)
+    far_starts(student, draw)
+
+
+def name_noise(task: Task, student: Student, draw) -> None:
+    """Raise `Wrong` if the mistake is one of the noise."""
+    freshness(task, student, draw)
+    independence(task, student, draw)
+
+
+def all_steps(task: Task, student: Student, problem: tuple, seed: Seed, generator, end: tuple) -> None:
+    """Raise `Wrong` if the search has taken fewer steps than asked, as far as the generator tells: how much
+    one draws is seen when there is only one. Noise that serves twice is for another test."""
+
+    def fresh() -> torch.Generator:
+        return torch.Generator().manual_seed(seed.number)
+
+    after, once, size = generator.get_state(), fresh(), problem[2].numel()
+    end_of_one = searched(student, (*problem, 1, RATE), once, "steps=1")
+    if torch.equal(once.get_state(), after):
+        if same(end, end_of_one, 0, 0):
+            raise Wrong(f"1 step and {STEPS} steps end at the same place: `steps` is not used.")
+        return
+    for samples, dtype in product(range(1, 11), (f64, f32)):
+        again = fresh()
+        torch.randn(samples * size, generator=again, dtype=dtype)
+        if torch.equal(again.get_state(), once.get_state()):
+            break
+    else:
+        return
+    for _ in range(STEPS - 2):
+        if torch.equal(again.get_state(), after) and not stale(student, problem, seed):
+            raise Wrong("the search takes fewer steps than `steps` says, and stops early. Take them all.")
+        torch.randn(samples * size, generator=again, dtype=dtype)
+
+
+def stale(student: Student, problem: tuple, seed: Seed) -> bool:
+    """Whether there is a step among the first that moves and draws no noise."""
+    ends, states = [], []
+    for steps in range(1, 7):
+        generator = torch.Generator().manual_seed(seed.number)
+        ends.append(searched(student, (*problem, steps, RATE), generator, f"{steps} steps"))
+        states.append(generator.get_state())
+    pairs = zip(ends, ends[1:], states, states[1:])
+    return any(torch.equal(s, later) and not same(e, next_e, 0, 0) for e, next_e, s, later in pairs)
+
+
+def axes(draw, precisions: Tensor) -> tuple[Tensor, LinearJoint]:
+    """An x (D,) and a model in which its posterior is N(0, diag(1 / precisions)); these are larger than 1."""
+    variance, offset = torch.tensor(0.5, dtype=f64), draw(len(precisions) + 2)
+    weight = torch.eye(len(offset), len(precisions), dtype=f64) * ((precisions - 1) * variance).sqrt()
+    return offset, LinearJoint(weight, offset, variance)
+
+
+def far_starts(student: Student, draw) -> None:
+    """One step from far away: whatever the noise, it is known which way is up."""
+    far = [
+        ("a start with log-variances of 25", 2.0, 0.0, 25.0, (None, -1)),
+        ("a start with log-variances of -25, where the best are lower", 1e18, 0.0, -25.0, (None, -1)),
+        ("a start with log-variances of -25, where the best are higher", 2.0, 0.0, -25.0, (None, 1)),
+        ("a start with means of 1000000", 2.0, 1e6, 0.0, (-1, None)),
+        ("a start with means of -1000", 2.0, -1e3, 0.0, (1, None)),
+    ]
+    for where, precision_, mean, logvar, ways in far:
+        x, joint = axes(draw, torch.full((2,), precision_, dtype=f64))
+        start = torch.full((4, 2), mean, dtype=f64), torch.full((4, 2), logvar, dtype=f64)
+        end = searched(student, (x.repeat(4, 1), joint, *start, 1, 0.01), seeded(draw), where)
+        if same(end, start, 0, 0):
+            return  # one step is none: another test counts them
+        for name, then, now, way in zip(("means", "log-variances"), start, end, ways):
+            if way is not None and not (way * (now - then) > 0).all():
+                raise Wrong(
+                    f"the search ends well from an ordinary start, but from here the {name} do not move "
+                    "towards the best. Is something limited (clamped) on the way?",
+                    case=where,
+                )
 
 
 def counts(task: Task, student: Student, draw) -> None:
@@ -513,9 +646,9 @@ def counts(task: Task, student: Student, draw) -> None:
     and exp(m + s / 2) = (x + a) / (1 + r). The mode, log((x + a) / (1 + r)), lies s / 2 above its mean.
     """
     a, r = torch.tensor([1.2, 2.0, 4.0], dtype=f64), torch.tensor([0.5, 0.7, 1.0], dtype=f64)
-    x = (6 * draw(200, 3, low=0, high=1) ** 2).floor()
-    start = 0.5 * draw(200, 3), 0.5 * draw(200, 3) - 3
-    where = "200 examples, a posterior that is not Gaussian"
+    x = (6 * draw(EXAMPLES, 3, low=0, high=1) ** 2).floor()
+    start = 0.5 * draw(EXAMPLES, 3), 0.5 * draw(EXAMPLES, 3) - 3
+    where = f"{EXAMPLES} examples, a posterior that is not Gaussian"
     problem = (x, CountJoint(a, r), *start, STEPS, RATE)
     mean, logvar = searched(student, problem, seeded(draw), where)
     right_logvar = -(x + a).log()
@@ -536,6 +669,8 @@ def counts(task: Task, student: Student, draw) -> None:
             )
         elif logvar.std(0).max() < 0.2:
             cause = Cause(" All examples have the same log-variances, though each has a q of its own.")
+        if not cause:
+            name_noise(task, student, draw)
         raise Wrong(f"the {which} are not those of the best diagonal Gaussian.", cause, case=where)
 
 
@@ -577,6 +712,7 @@ def other_ends(joint: LinearJoint, batch: int) -> Iterator[tuple[str, Tensor]]:
     yield log_std, -(2 * d).log() / 2
     yield "the standard deviation is exp(2 logvar), not exp(logvar / 2)", right / 4
     yield "the standard deviation is exp(2 logvar), not exp(logvar / 2)", -(4 * d).log() / 4
+    yield "the standard deviation is exp(logvar / 4), not exp(logvar / 2)", 2 * (2 / d).log()
     yield "logvar is a standard deviation: it is taken as one, or one is returned in its place", 1 / d.sqrt()
     yield "logvar is taken as the standard deviation", 1 / (2 * d)
     yield "the variance is returned, not logvar", 1 / d
@@ -588,6 +724,8 @@ def other_ends(joint: LinearJoint, batch: int) -> Iterator[tuple[str, Tensor]]:
         yield "log_joint is averaged over the batch, and the entropy is summed", right + math.log(batch)
     yield "these are the variances of the exact posterior, not of q", torch.linalg.inv(full).diagonal().log()
     yield "the noise is uniform (torch.rand), not normal (torch.randn)", right + math.log(12)
+    # Half of all steps go either way where z^2 has its median.
+    yield "the optimiser is made anew at each step, so that every step has the same size", right + 0.788
     yield "logvar is averaged over the latents", right.mean().expand_as(right)
     yield "all latents share one variance", (k / d.sum()).log().expand_as(right)
     shared = torch.ones_like(d) / d.sqrt()
@@ -611,6 +749,8 @@ def reason(problem: tuple, q: tuple[Tensor, Tensor]) -> Cause:
         return Cause.of(("the mean stays where it started: both tensors are to be optimised",))
     if not moved[1]:
         return Cause.of(("logvar stays where it started: both tensors are to be optimised",))
+    if len(mean) > 1 and mean.std(0).max() < 1e-9:
+        return ONE_MEAN
     std = torch.exp(right_logvar / 2)
     if ((logvar - right_mean) / std).abs().mean() < 1 < ((mean - right_mean) / std).abs().mean():
         return Cause.of(("mean and logvar are returned in the wrong order",))
@@ -658,23 +798,31 @@ def reason(problem: tuple, q: tuple[Tensor, Tensor]) -> Cause:
 
 
 def noise(task: Task, student: Student, draw) -> None:
-    """From the generator, and fresh for every step, example and latent?"""
+    """From the generator, normal, and fresh for every step, example and latent?"""
     problem = search(draw, 5, 3)
     uses_generator(student, lambda generator: searched(student, (*problem, 4, 0.05), generator))
     freshness(task, student, draw)
+    independence(task, student, draw)
 
 
 def freshness(task: Task, student: Student, draw) -> None:
     """Is the noise drawn anew for every step, example and latent?"""
     problem = search(draw, 5, 3)
-    states = []
-    for steps in (3, 6):
+    states, ends = [], []
+    for steps in (1, 2, 3, 4, 5, 6):
         generator = torch.Generator().manual_seed(7)
-        searched(student, (*problem, steps, 0.05), generator, f"{steps} steps")
+        ends.append(searched(student, (*problem, steps, 0.05), generator, f"{steps} steps"))
         states.append(generator.get_state())
-    if torch.equal(*states):
+    for state, following, end, next_end in zip(states, states[1:], ends, ends[1:]):
+        if not torch.equal(state, following):
+            continue
+        if same(end, next_end, 0, 0):
+            raise Wrong(
+                "one more step changes nothing: the search ends where it did before. Is `steps` used?"
+            )
         raise Wrong(
-            "6 steps draw no more than 3, so the same noise serves for every step. Draw anew at each."
+            "one more step draws no more noise, so the same noise serves for several steps. Draw anew at "
+            "each."
         )
     # Nothing but noise can tell equal examples apart, or the latents of this model.
     weight = 1.5 * torch.linalg.qr(draw(6, 4)).Q
@@ -689,6 +837,103 @@ def freshness(task: Task, student: Student, draw) -> None:
     for what, first in (("examples", (mean[:1], logvar[:1])), ("latents", (mean[:, :1], logvar[:, :1]))):
         if same((mean, logvar), tuple(part.expand_as(mean) for part in first), 0, 1e-6):
             raise Wrong(f"one noise serves for all {what}. Draw as many numbers as mean has.")
+
+
+# From a start at the posterior mean a mean moves against its noise, and logvar upwards where the noise is
+# below a bound, which is another for each latent here. So the direction of one step, whatever its size, tells
+# the sign of every number drawn and how large it is.
+BOUNDS_OF_NOISE = torch.tensor([0.3, 0.7, 1.2, 1.5, 2.0, 2.5, 3.1], dtype=f64)
+PROBED = 16_000  # examples
+FAR_OUT = 8.0  # standard deviations: of 200 000 numbers, one is beyond by chance once in 10^9 times
+
+
+def independence(task: Task, student: Student, draw) -> None:
+    """Are the numbers drawn for a step normal, and independent of each other and of the step before?"""
+    logvar, where = -8.0, "one step of many equal examples"
+    x, joint = axes(draw, 1 / (BOUNDS_OF_NOISE**2 * math.exp(logvar)))
+    size = PROBED, len(BOUNDS_OF_NOISE)
+    start = torch.zeros(size, dtype=f64), torch.full(size, logvar, dtype=f64)
+    seed = draw.seed()
+
+    def end(steps: int, examples: int):
+        generator = torch.Generator().manual_seed(seed.number)
+        problem = x.repeat(examples, 1), joint, *(part[:examples] for part in start)
+        return searched(student, (*problem, steps, 1e-3), generator, where)
+
+    mean_moves, logvar_moves = (now - then for now, then in zip(end(1, PROBED), start))
+    told = (
+        mean_moves.abs().median() > 1e-6 * logvar_moves.abs().median()
+    )  # antithetic noise cancels in the means
+    for move in (mean_moves, logvar_moves) if told else (logvar_moves,):
+        if (move != 0).any() and not (move != 0).all():
+            raise Wrong(
+                "some examples, or latents, are left where they are. Search for all of them.", case=where
+            )
+    symmetric = (mean_moves > 0).to(f64)
+    told = bool(told and ((symmetric.mean(0) - 0.5).abs() < 0.45).all())
+    signs = symmetric if told else (logvar_moves > 0).to(f64)
+    if told and not at_most((symmetric.mean(0) - 0.5).abs().max() * 2 * math.sqrt(PROBED), FAR_OUT):
+        raise Wrong("the noise is not as often positive as negative: is it normal (torch.randn)?", case=where)
+    refuse_dependent(signs, where)
+    refuse_unusual((logvar_moves > 0).to(f64), where)
+    steps = [end(number, 200) for number in (1, 2)]
+    ratios = [
+        (second - first) / (first - then[:200])
+        for first, second, then in zip(*steps, start)
+        if (first != then[:200]).all()
+    ]
+    if ratios and all(bool((ratio.std() < 1e-3 * ratio.mean().abs()).all()) for ratio in ratios):
+        raise Wrong("the second step has the noise of the first, or its mirror image. Draw anew at each.")
+
+
+def refuse_dependent(signs: Tensor, where: str) -> None:
+    """Raise `Wrong` if some of these (examples, latents), ones and zeros, depend on each other."""
+    centred = signs - signs.mean(0)
+    spread_ = centred.square().mean(0).sqrt()
+    kept = spread_ > 0.14  # the others are nearly all ones, or zeros
+    if not kept.any():
+        return
+    row = (centred[:, kept] / spread_[kept]).flatten()
+    latents, count = int(kept.sum()), len(row)
+    spectrum = torch.fft.rfft(row)
+    # For every distance, and for every centre, the sum of the products of the pairs at it, or around it.
+    ahead = torch.fft.irfft(spectrum.abs() ** 2, count)[1:].abs() / math.sqrt(count)
+    around = torch.fft.irfft(spectrum**2, count).abs() / math.sqrt(2 * count)
+    if at_most(ahead.max(), FAR_OUT) and at_most(around.max(), FAR_OUT):
+        return
+    distance = 1 + int(ahead.argmax())
+    what = "latents of an example" if distance < latents and ahead.max() > FAR_OUT else "examples"
+    raise Wrong(
+        f"the noise of some {what} is that of others, its mirror image, or depends on it. Draw as many "
+        "independent numbers as mean has.",
+        case=where,
+    )
+
+
+def refuse_unusual(up: Tensor, where: str) -> None:
+    """Raise `Wrong` unless these ones and zeros (examples, latents) are those of normal noise.
+
+    The bounds may be multiplied by an unknown factor, as when entropy or standard deviation are wrong, and a
+    step may average over several draws, or over all there are.
+    """
+    chance = up.mean(0)
+    if chance.max() - chance.min() < 0.05 or (up == up[:, :1]).all():
+        return  # it is not the noise that decides, or the latents share one variance
+    factors = torch.logspace(-1.7, 1.7, 500, dtype=f64)[:, None] * BOUNDS_OF_NOISE
+    found = chance.sqrt().asin()
+    for draws in (*range(1, 21), math.inf):
+        if draws == math.inf:
+            chances = (factors > 1).to(f64)
+        else:
+            chances = torch.special.gammainc(torch.tensor(draws / 2, dtype=f64), draws * factors**2 / 2)
+        for expected in (chances, 1 - chances):
+            misses = 2 * math.sqrt(len(up)) * (found - expected.sqrt().asin())
+            if (misses.abs().max(1).values < FAR_OUT).any():
+                return
+    raise Wrong(
+        "the noise is not normal: it is cut off, uniform or of another kind. Draw it with torch.randn.",
+        case=where,
+    )
 
 
 def inputs(task: Task, student: Student, draw) -> None:
@@ -706,6 +951,13 @@ def inputs(task: Task, student: Student, draw) -> None:
                 raise Wrong(f"{why}.", case=where)
             if student.effects.changed(x, joint, mean, logvar):
                 raise Wrong("an input is changed in place. Optimise copies: x.detach().clone().", case=where)
+            student.refuse_changes((x, joint, mean, logvar), where)
+            if student.effects.slopes(x, joint, mean, logvar):
+                raise Wrong(
+                    "backward() leaves slopes in the .grad of what was given, where the next step of a "
+                    "training adds to them. Optimise detached copies.",
+                    case=where,
+                )
             if any(part.requires_grad for part in q):
                 raise Wrong("the result still has a graph. Return detached tensors.", case=where)
             if any(part.dtype != dtype for part in q):
@@ -830,7 +1082,27 @@ def gap_cases(draw):
         case("one example", 1),
         case("2 examples", 2),
         case("estimates, whose noise can make a gap negative", 40, 3.0),
+        case("130 estimates", 130, 3.0),
     ]
+
+
+def gap_values(task: Task, student: Student, draw) -> None:
+    """The values, and gaps of every size and either sign."""
+    values_in_evaluation(task, student, draw)
+    looks = []
+    for size in (1e-6, 1e-3, 1e3, 1e6):
+        top = -90 + draw(7)
+        best = top - size * draw(7)
+        looks.append((f"gaps of size {size:g}", size, (top, best, best - size * draw(7))))
+    right = [inference_gaps(*given) for _, _, given in looks]
+    results = student.each([(prepared(given, f64), {}, where) for where, _, given in looks])
+    for (where, size, _), want, got in zip(looks, right, results):
+        if not same(got, want, 1e-6, 1e-6 * size):
+            raise Wrong(
+                "right for ordinary gaps, and wrong for these. Is something limited (clamped), rounded, or "
+                "set to 0 where it is small?",
+                case=where,
+            )
 
 
 def gap_properties(student: Student):
@@ -860,7 +1132,7 @@ INFERENCE_GAPS = Task(
     slips=gap_slips,
     properties=gap_properties,
     cases=gap_cases,
-    tests={"values": values},
+    tests={"values": gap_values},
 )
 
 TASKS = {task.name: task for task in (PPCA_POSTERIOR, PPCA_LOG_LIKELIHOOD, FIT_POSTERIOR, INFERENCE_GAPS)}
