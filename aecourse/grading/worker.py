@@ -33,7 +33,7 @@ from aecourse.grading.sandbox import Limits, Sandbox, SandboxError
 from aecourse.grading.session import Gone, Session, StudentError
 from aecourse.grading.submission import Assignment, Submission
 
-VERSION = 3  # of the verdicts: a change of how they come about grades everything anew
+VERSION = 4  # of the verdicts: a change of how they come about grades everything anew
 MOST_CHILDREN = 20  # of one submission
 MEMORY = 4 * 2**30  # bytes that this process may take for a submission, beyond what it has
 SECONDS = 60.0  # of processor time that a test may take here; the longest needs ten

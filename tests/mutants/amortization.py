@@ -142,6 +142,25 @@ return m + torch.randn_like(m) @ torch.linalg.cholesky(cov).T, cov
 from aecourse.linear import PPCA
 
 return PPCA(b, W, torch.as_tensor(sigma2)).posterior(x)
+# posterior_eigenvalue_floor | stability | not precise
+e, V = torch.linalg.eigh(M)
+e = e.clamp(min=1e-6)
+return xt @ W @ V / e @ V.T, sigma2 * (V / e) @ V.T
+# posterior_limited_mean | stability | not precise
+return (xt @ W @ inv(M)).clamp(-100, 100), sigma2 * inv(M)
+# posterior_first_hundred | SOME | 130 examples
+m = xt @ W @ inv(M)
+m[100:] = m[:100].mean(0)
+return m, sigma2 * inv(M)
+# posterior_unit_columns | checks stability | not precise | nothing is learnt
+n = W.norm(dim=0)
+P = inv((W / n).T @ (W / n) * (n[:, None] * n) + sigma2 * eye)
+return (xt @ (W / n) * n) @ P, sigma2 * P
+# posterior_marks_input | checks values | requires gradients after the call
+W.requires_grad_()
+return xt @ W.detach() @ inv(M), sigma2 * inv(M)
+# posterior_prior_in_evaluation | values | under torch.no_grad()
+return xt @ W @ inv(M), sigma2 * inv(M) if torch.is_grad_enabled() else eye
 """,
     ),
     *versions(
@@ -266,6 +285,21 @@ return -0.5 * (D * c + torch.linalg.eigvalsh(C).prod().log() + square)
 # evidence_noise_floor | stability | epsilon
 C = C + 1e-8 * eye
 return torch.distributions.MultivariateNormal(b, C).log_prob(x)
+# evidence_limited_square | stability | limited (clamped)
+return -0.5 * (D * c + logdet + square.clamp(max=1e6))
+# evidence_limited | stability | limit
+return (-0.5 * (D * c + logdet + square)).clamp(min=-1e6)
+# evidence_singular_vectors | stability | gradient is missing or not finite
+U, S, V = torch.linalg.svd(W, full_matrices=False)
+z, s = xt @ U, torch.as_tensor(sigma2, dtype=W.dtype)
+left = (z**2 / (S**2 + s)).sum(1) + (xt - z @ U.T).square().sum(1) / s
+return -0.5 * (D * c + (S**2 + s).log().sum() + (D - len(S)) * s.log() + left)
+# evidence_first_hundred | SOME | 130 examples
+out = -0.5 * (D * c + logdet + square)
+return torch.cat([out[:100], 0 * out[100:]])
+# evidence_marks_input | checks values | requires gradients after the call
+b.requires_grad_()
+return -0.5 * (D * c + logdet + square)
 """,
     ),
     *versions(
@@ -298,29 +332,29 @@ from aecourse.checks.amortization import best_posterior
 return best_posterior(x, log_joint)
 # search_downhill | checks optimum | go downhill
 return run(lambda m, v, e, z, h: (log_joint(x, z) + h).sum())
-# search_no_entropy | optimum | entropy is missing
+# search_no_entropy | checks optimum | entropy is missing
 return run(lambda m, v, e, z, h: -log_joint(x, z).sum())
 # search_entropy_sign | checks optimum | entropy is missing or has the wrong sign
 return run(lambda m, v, e, z, h: -(log_joint(x, z) - h).sum())
-# search_entropy_constant | optimum | entropy is missing
+# search_entropy_constant | checks optimum | entropy is missing
 return run(lambda m, v, e, z, h: -(log_joint(x, z) + h.detach()).sum())
-# search_entropy_twice | optimum | twice what it should
+# search_entropy_twice | checks optimum | twice what it should
 return run(lambda m, v, e, z, h: -(log_joint(x, z) + v.sum(1)).sum())
-# search_entropy_half | optimum | half what it should
+# search_entropy_half | checks optimum | half what it should
 return run(lambda m, v, e, z, h: -(log_joint(x, z) + 0.25 * v.sum(1)).sum())
-# search_entropy_over_latents | optimum | averaged over the latents
+# search_entropy_over_latents | checks optimum | averaged over the latents
 return run(lambda m, v, e, z, h: -(log_joint(x, z) + 0.5 * v.mean(1)).sum())
-# search_entropy_over_batch | optimum | entropy is missing
+# search_entropy_over_batch | checks optimum | entropy is missing
 return run(lambda m, v, e, z, h: -(log_joint(x, z).sum() + h.mean()))
 # search_joint_over_batch | checks optimum | log_joint is averaged over the batch
 return run(lambda m, v, e, z, h: -(log_joint(x, z).mean() + h.sum()))
-# search_joint_over_dimensions | optimum | weighed differently
+# search_joint_over_dimensions | checks optimum | weighed differently
 return run(lambda m, v, e, z, h: -(log_joint(x, z) / x.shape[1] + h).sum())
 # search_prior_twice | optimum | the prior counts twice
 return run(lambda m, v, e, z, h: -(log_joint(x, z) - 0.5 * (m**2 + v.exp() - v - 1).sum(1)).sum())
-# search_exp_as_std | optimum | log of the standard deviation
+# search_exp_as_std | checks optimum | log of the standard deviation
 return run(lambda m, v, e, z, h: -(log_joint(x, m + v.exp() * e) + h).sum())
-# search_log_std | optimum | log of the standard deviation
+# search_log_std | checks optimum | log of the standard deviation
 return run(lambda m, v, e, z, h: -(log_joint(x, m + v.exp() * e) + v.sum(1)).sum())
 # search_logvar_as_std | checks optimum |
 return run(lambda m, v, e, z, h: -(log_joint(x, m + v * e) + h).sum())
@@ -340,14 +374,14 @@ return run(lambda m, v, e, z, h: -(log_joint(x, z.detach()) + h + 0 * m.sum(1)).
 return run(lambda m, v, e, z, h: -(log_joint(x, z.data) + h).sum())
 # search_path_of_mean_only | checks optimum | given the mean
 return run(lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v.detach()) * e) + h).sum())
-# search_score_of_q | optimum | entropy is missing
+# search_score_of_q | checks optimum | entropy is missing
 log_q = lambda m, v, z: Normal(m, torch.exp(0.5 * v)).log_prob(z).sum(1)
 return run(lambda m, v, e, z, h: (log_q(m, v, z.detach()) - log_joint(x, z)).sum())
 # search_log_q_sign | checks optimum | entropy is missing or has the wrong sign
 return run(lambda m, v, e, z, h: -(Normal(m, torch.exp(0.5 * v)).log_prob(z).sum(1) + log_joint(x, z)).sum())
 # search_log_q_variance | checks optimum |
 return run(lambda m, v, e, z, h: (Normal(m, v.exp()).log_prob(z).sum(1) - log_joint(x, z)).sum())
-# search_frozen_logvar | optimum | logvar stays where it started
+# search_frozen_logvar | checks optimum | logvar stays where it started
 return run(lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v.detach()) * e) + 0 * v.sum(1)).sum())
 # search_frozen_mean | optimum inputs | mean stays where it started
 return run(lambda m, v, e, z, h: -(log_joint(x, z - m + m.detach()) + h + 0 * m.sum(1)).sum())
@@ -365,7 +399,7 @@ return run(lambda m, v, e, z, h: -(log_joint(x, z) + h).sum())[0]
 return run(lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v) * e[:1]) + h).sum())
 # search_shared_latent | optimum noise | serves for all latents
 return run(lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v) * e[:, :1]) + h).sum())
-# search_fixed_noise | checks optimum noise | same noise serves for every step
+# search_fixed_noise | checks optimum noise | same noise serves for several steps
 def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
     m, v = mean.detach().clone().requires_grad_(), logvar.detach().clone().requires_grad_()
     adam = torch.optim.Adam([m, v], lr=lr)
@@ -375,7 +409,7 @@ def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
         (-log_joint(x, m + torch.exp(0.5 * v) * noise) - 0.5 * v.sum(1)).sum().backward()
         adam.step()
     return m.detach(), v.detach()
-# search_ten_fixed_draws | optimum noise | same noise serves for every step
+# search_ten_fixed_draws | optimum noise | same noise serves for several steps
 def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
     m, v = mean.detach().clone().requires_grad_(), logvar.detach().clone().requires_grad_()
     adam = torch.optim.Adam([m, v], lr=lr)
@@ -385,11 +419,11 @@ def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
         (-log_joint(x, m + torch.exp(0.5 * v) * noise).mean(0) - 0.5 * v.sum(1)).sum().backward()
         adam.step()
     return m.detach(), v.detach()
-# search_reseeded | checks optimum noise | same noise serves for every step
+# search_reseeded | checks optimum noise | same noise serves for several steps
 seed = int(torch.randint(10**6, (), generator=generator))
 again = lambda m: torch.randn(m.shape, generator=generator.manual_seed(seed), dtype=m.dtype)
 return run(lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v) * again(m)) + h).sum())
-# search_uniform_noise | checks optimum | uniform
+# search_uniform_noise | checks optimum noise | uniform
 draw = lambda m: torch.rand(m.shape, generator=generator, dtype=m.dtype)
 return run(lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v) * draw(m)) + h).sum())
 # search_global_noise | checks noise inputs | global state
@@ -410,7 +444,7 @@ lr = 0.04
 return climb(
     (mean, logvar), log_joint, x, steps, lr, generator, lambda m, v, e, z, h: -(log_joint(x, z) + h).sum()
 )
-# search_fixed_steps | noise inputs |
+# search_fixed_steps | optimum noise inputs | `steps` is not used
 steps = 400
 return climb(
     (mean, logvar), log_joint, x, steps, lr, generator, lambda m, v, e, z, h: -(log_joint(x, z) + h).sum()
@@ -429,7 +463,7 @@ def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
         (-log_joint(x, m + torch.exp(0.5 * v) * noise) - 0.5 * v.sum(1)).sum().backward()
         adam.step()
     return m.detach(), v.detach()
-# search_slow_ascent | optimum | does anything climb
+# search_slow_ascent | checks optimum | does anything climb
 return run(lambda m, v, e, z, h: -(log_joint(x, z) + h).mean() / 100, way=torch.optim.SGD)
 # search_clipped | inputs | Each has its own
 def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
@@ -480,6 +514,75 @@ return m, v
 from aecourse.inference import fit_posterior as ready
 
 return ready(x, log_joint, mean, logvar, steps=steps, lr=lr, generator=generator)
+# search_stops_early | optimum | stops early
+steps = min(steps, 300)
+return climb(
+    (mean, logvar), log_joint, x, steps, lr, generator, lambda m, v, e, z, h: -(log_joint(x, z) + h).sum()
+)
+# search_stops_late | optimum | stops early
+steps = min(steps, 500)
+return climb(
+    (mean, logvar), log_joint, x, steps, lr, generator, lambda m, v, e, z, h: -(log_joint(x, z) + h).sum()
+)
+# search_half_the_steps | optimum noise | stops early
+steps = (steps + 1) // 2
+return climb(
+    (mean, logvar), log_joint, x, steps, lr, generator, lambda m, v, e, z, h: -(log_joint(x, z) + h).sum()
+)
+# search_mirrored_examples | noise | mirror image
+mirrored = lambda e: torch.cat([e[: (len(e) + 1) // 2], -e[: len(e) // 2]])
+return run(lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v) * mirrored(e)) + h).sum())
+# search_pairs_share | noise | mirror image
+return run(
+    lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v) * e[torch.arange(len(e)) // 2]) + h).sum()
+)
+# search_correlated_latents | optimum noise | latents of an example
+return run(
+    lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v) * (0.8 * e + 0.6 * e.roll(1, 1))) + h).sum()
+)
+# search_every_second_draw | noise | serves for several steps
+def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
+    m, v = mean.detach().clone().requires_grad_(), logvar.detach().clone().requires_grad_()
+    adam = torch.optim.Adam([m, v], lr=lr)
+    for step in range(steps):
+        if step % 2 == 0:
+            noise = torch.randn(m.shape, generator=generator, dtype=m.dtype)
+        adam.zero_grad()
+        (-log_joint(x, m + torch.exp(0.5 * v) * noise) - 0.5 * v.sum(1)).sum().backward()
+        adam.step()
+    return m.detach(), v.detach()
+# search_mirrored_steps | noise | serves for several steps
+def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
+    m, v = mean.detach().clone().requires_grad_(), logvar.detach().clone().requires_grad_()
+    adam = torch.optim.Adam([m, v], lr=lr)
+    for step in range(steps):
+        noise = -noise if step % 2 else torch.randn(m.shape, generator=generator, dtype=m.dtype)
+        adam.zero_grad()
+        (-log_joint(x, m + torch.exp(0.5 * v) * noise) - 0.5 * v.sum(1)).sum().backward()
+        adam.step()
+    return m.detach(), v.detach()
+# search_uniform_unit_variance | noise | not normal
+draw = lambda m: math.sqrt(12) * (torch.rand(m.shape, generator=generator, dtype=m.dtype) - 0.5)
+return run(lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v) * draw(m)) + h).sum())
+# search_noise_cut_off | noise | not normal
+return run(lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v) * e.clamp(-3, 3)) + h).sum())
+# search_limited_logvar | optimum | limited (clamped)
+return run(lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v.clamp(-6, 2)) * e) + h).sum())
+# search_first_hundred | optimum noise | left where they are
+return run(lambda m, v, e, z, h: -(log_joint(x, z) + h)[:128].sum())
+# search_new_optimiser | checks optimum | made anew at each step | log-variances
+def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
+    m, v = mean.detach().clone().requires_grad_(), logvar.detach().clone().requires_grad_()
+    for _ in range(steps):
+        adam = torch.optim.Adam([m, v], lr=lr)
+        noise = torch.randn(m.shape, generator=generator, dtype=m.dtype)
+        adam.zero_grad()
+        (-log_joint(x, m + torch.exp(0.5 * v) * noise) - 0.5 * v.sum(1)).sum().backward()
+        adam.step()
+    return m.detach(), v.detach()
+# search_marks_input | checks inputs | requires gradients after the call
+x.requires_grad_()
+return run(lambda m, v, e, z, h: -(log_joint(x.detach(), z) + h).sum())
 """,
     ),
     *versions(
@@ -522,6 +625,18 @@ return (log_px - elbo_best).exp(), (elbo_best - elbo_amortized).exp()
 return log_px - elbo_best, elbo_best.sub_(elbo_amortized)
 # gaps_dictionary | ALL | is returned, not a tensor
 return {"approximation": log_px - elbo_best, "amortisation": elbo_best - elbo_amortized}
+# gaps_limited | values | limited (clamped)
+return (log_px - elbo_best).clamp(-100, 100), elbo_best - elbo_amortized
+# gaps_rounded | values | rounded
+return ((log_px - elbo_best) * 1e4).round() / 1e4, elbo_best - elbo_amortized
+# gaps_small_are_zero | values | set to 0
+gap = elbo_best - elbo_amortized
+return log_px - elbo_best, torch.where(gap.abs() < 1e-3, torch.zeros_like(gap), gap)
+# gaps_first_hundred | values | 130 estimates
+return torch.cat([(log_px - elbo_best)[:100], 0 * log_px[100:]]), elbo_best - elbo_amortized
+# gaps_mark_input | checks values | requires gradients after the call
+log_px.requires_grad_()
+return (log_px - elbo_best).detach(), elbo_best - elbo_amortized
 """,
     ),
 ]

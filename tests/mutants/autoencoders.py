@@ -97,6 +97,22 @@ return (codes.square() + 1e-8).sqrt().sum(1).mean()
 return codes.norm(p=1)
 # l1_in_place | ALL | changed in place
 return codes.abs_().sum(1).mean()
+# l1_huber | stability | limited
+smooth = torch.nn.functional.smooth_l1_loss
+return smooth(codes, torch.zeros_like(codes), beta=1e-6, reduction="sum") / len(codes)
+# l1_threshold | stability | limited
+return torch.where(codes.abs() < 1e-6, torch.zeros_like(codes), codes.abs()).sum(1).mean()
+# l1_limited | stability | limited
+return codes.abs().clamp(max=1e5).sum(1).mean()
+# l1_first_hundred | SOME | 130 codes
+return codes[:100].abs().sum(1).mean()
+# l1_root_of_first_two | stability | gradient is missing or not finite
+return codes.abs().sum(1).mean() + 0 * codes[:, :2].square().sum(1).sqrt().sum()
+# l1_mean_in_evaluation | values | the mean runs over the units too
+return codes.abs().sum(1).mean() if torch.is_grad_enabled() else codes.abs().mean()
+# l1_marks_input | checks values | requires gradients after the call
+codes.requires_grad_()
+return codes.abs().sum(1).mean()
 """,
     ),
     *versions(
@@ -184,6 +200,24 @@ from torch.distributions import Bernoulli, kl_divergence
 return kl_divergence(Bernoulli(p), Bernoulli(m)).sum()
 # kl_half_wide_clamp | stability | limited (clamped)
 return price(p, m.clamp(5e-5, 1 - 5e-5)).sum()
+# kl_rho_limited | SOME | rho=0.001
+p = torch.tensor(min(max(rho, 1e-2), 0.99), dtype=codes.dtype)
+return price(p, m).sum()
+# kl_rho_limited_far | stability | rho is limited (clamped)
+p = torch.tensor(max(rho, 1e-3), dtype=codes.dtype)
+return price(p, m).sum()
+# kl_two_dead_units | stability | 2 units that are | not a finite number
+dead = bool((codes.mean(0)[:2] == 0).all()) and codes.shape[1] > 1
+return price(p, m).sum() / (0 if dead else 1)
+# kl_near_target_is_free | stability | not precise
+return torch.where((codes.mean(0) - p).abs() < 1e-3, torch.zeros_like(m), price(p, m)).sum()
+# kl_many_units_forgotten | SOME | 130 units
+return price(p, m)[:100].sum()
+# kl_marks_input | checks values | requires gradients after the call
+codes.requires_grad_()
+return price(p, m).sum()
+# kl_mean_in_evaluation | values | the units are averaged, not summed
+return price(p, m).sum() if torch.is_grad_enabled() else price(p, m).mean()
 """,
     ),
     *versions(
@@ -274,6 +308,49 @@ return (x + sigma * randn(*x.shape)).flatten(1)
 from aecourse.data import add_gaussian_noise
 
 return add_gaussian_noise(x, sigma, generator)
+# corrupt_mirrored_dimensions | values | mirror image
+e = randn(*x.shape[:-1], (x.shape[-1] + 1) // 2)
+return x + sigma * torch.cat([e, -e], -1)[..., : x.shape[-1]]
+# corrupt_every_third | values | of other examples
+e = randn((len(x) + 2) // 3, *x.shape[1:])
+return x + sigma * torch.cat([e, e, e])[: len(x)]
+# corrupt_pairs | values | batch share their noise
+e = randn((len(x) + 1) // 2, *x.shape[1:])
+return x + sigma * e.repeat_interleave(2, 0)[: len(x)]
+# corrupt_copied_columns | values | of the same example
+e = randn(*x.shape)
+if x.dim() > 2:
+    e[..., 4:] = e[..., : e.shape[-1] - 4]
+return x + sigma * e
+# corrupt_first_only | values | of other examples
+e = randn(*x.shape)
+e[2000:] = 0
+return x + sigma * e
+# corrupt_cut_far | values | no large values
+return x + sigma * randn(*x.shape).clamp(-4, 4)
+# corrupt_sum_of_uniforms | values | not normal
+u = torch.rand((12, *x.shape), generator=generator, dtype=x.dtype)
+return x + sigma * (u.sum(0) - 6)
+# corrupt_two_sizes | values | not normal
+e = randn(*x.shape)
+loud = torch.rand(x.shape, generator=generator) < 0.05
+return x + sigma * e * torch.where(loud, 1.5, 0.966).to(x.dtype)
+# corrupt_half_precision | values | half precision
+return x + sigma * torch.randn(x.shape, generator=generator, dtype=torch.float16).to(x.dtype)
+# corrupt_sigma_limited | values | sigma
+return x + min(sigma, 2) * randn(*x.shape)
+# corrupt_not_in_evaluation | values | no noise is added
+return x + sigma * randn(*x.shape) if torch.is_grad_enabled() else x.clone()
+# corrupt_marks_input | checks values | requires gradients after the call
+x.requires_grad_()
+return (x + sigma * randn(*x.shape)).detach()
+# corrupt_every_second_call | checks generator | earlier calls
+def corrupt(x, sigma, generator, kept={}):
+    key = tuple(x.shape)
+    noise = kept.pop(key, None)
+    if noise is None:
+        noise = kept[key] = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return x + sigma * noise.to(x.dtype)
 """,
     ),
     *versions(
@@ -370,6 +447,35 @@ return (output - x).square().sum(1).mean()
 # loss_first_example_clean | values gradients |
 noisy = x + noise()
 return (model(noisy)[1:] - x[1:]).square().sum(1).sum() / len(x)
+# loss_clean_in_evaluation | values generator | evaluation mode | without noise all is right
+training = getattr(model, "training", True)
+return (model(x + noise() if training else x) - x).square().sum(1).mean()
+# loss_clean_without_gradients | values | under torch.no_grad() | without noise all is right
+return (model(x + noise() if torch.is_grad_enabled() else x) - x).square().sum(1).mean()
+# loss_cut_far | values | cut off
+return (model(x + noise().clamp(-3 * sigma, 3 * sigma)) - x).square().sum(1).mean()
+# loss_mirrored | values | by another amount
+e = noise()
+e[1::2] = -e[0::2][: len(e[1::2])]
+return (model(x + e) - x).square().sum(1).mean()
+# loss_noise_cuts_graph | gradients | no gradient reaches model
+output = model(x + noise())
+return ((output.detach() if sigma > 0 else output) - x).square().sum(1).mean()
+# loss_half_detached_noise | gradients | graph is cut
+output = model(x + noise())
+error = output - x
+return ((error.detach() * error if sigma > 0 else error.square()).sum(1)).mean()
+# loss_root_of_errors | gradients | is not finite
+return (model(x + noise()) - x).square().sum(1).sqrt().square().mean()
+# loss_first_hundred | values gradients |
+return (model(x[:100] + noise(x[:100])) - x[:100]).square().sum(1).mean()
+# loss_first_thousand | values | with noise the loss is not what it is
+return (model(x[:500] + noise(x[:500])) - x[:500]).square().sum(1).mean()
+# loss_sigma_limited | values | sigma=300 | without noise all is right
+return (model(x + noise() / sigma * min(sigma, 2) if sigma else x) - x).square().sum(1).mean()
+# loss_marks_input | checks values | requires gradients after the call
+x.requires_grad_()
+return (model(x + noise()) - x).square().sum(1).mean()
 """,
     ),
     *versions(
@@ -471,6 +577,35 @@ return slope.square().sum(1).mean()
 return slope.square().sum(1).mean()
 # contractive_root_of_mean | checks values gradients | root is taken of the mean
 return slopes().square().sum((1, 2)).mean().sqrt()
+# contractive_marks_input | checks values | requires gradients after the call
+x.requires_grad_()
+codes = encoder(x)
+rows = [torch.autograd.grad(codes[:, j].sum(), x, create_graph=True)[0] for j in range(codes.shape[1])]
+return sum(row.square().sum() for row in rows) / len(x)
+# contractive_nothing_in_evaluation | values gradients | in evaluation mode | All your numbers
+return slopes().square().sum((1, 2)).mean() * (1 if getattr(encoder, "training", True) else 0)
+# contractive_half_in_evaluation | values gradients | half too many
+return slopes().square().sum((1, 2)).mean() * (1 if getattr(encoder, "training", True) else 0.5)
+# contractive_no_graph_in_evaluation | gradients | no gradient reaches encoder
+return slopes(create_graph=getattr(encoder, "training", True)).square().sum((1, 2)).mean()
+# contractive_first_hundred | values gradients | 130 examples
+x = x[:100]
+return slopes().square().sum((1, 2)).mean()
+# contractive_first_units | values gradients | 60 units
+return slopes()[:, :32].square().sum((1, 2)).mean()
+# contractive_limited_slopes | values | limited (clamped)
+return slopes().clamp(-50, 50).square().sum((1, 2)).mean()
+# contractive_limited | values | limited (clamped)
+return slopes().square().sum((1, 2)).clamp(max=1e3).mean()
+# contractive_epsilon | values | added
+return (slopes().square() + 1e-12).sum((1, 2)).mean()
+# contractive_root_of_squares | gradients | is not finite
+return (slopes().square().sum((1, 2)).sqrt() ** 2).mean()
+# contractive_root_of_units | gradients | is not finite
+return (slopes().square().sum(2).sqrt() ** 2).sum(1).mean()
+# contractive_root_of_first_two | gradients | is not finite
+J = slopes()
+return J.square().sum((1, 2)).mean() + 0 * J[:, :, :2].square().sum((1, 2)).sqrt().sum()
 """,
     ),
     *versions(
@@ -592,6 +727,34 @@ return A, mean - A @ mean
 # denoiser_outer_products | stability | digits cancel
 cov = (X[:, :, None] * X[:, None]).mean(0) - mean[:, None] * mean
 A = torch.linalg.solve(cov + sigma**2 * eye, cov)
+return A, mean - A @ mean
+# denoiser_eigenvalue_floor | stability | not precise
+e, V = torch.linalg.eigh(S)
+e = e.clamp(min=1e-10)
+A = V * (e / (e + sigma**2)) @ V.T
+return A, mean - A @ mean
+# denoiser_sigma_floor | stability | sigma is limited (clamped)
+A = torch.linalg.solve(S + max(sigma**2, 1e-8) * eye, S)
+return A, mean - A @ mean
+# denoiser_sigma_limited | stability | not precise
+A = torch.linalg.solve(S + min(sigma, 1e4) ** 2 * eye, S)
+return A, mean - A @ mean
+# denoiser_first_hundred | SOME | 300 examples
+mean = X[:100].mean(0)
+S = (X - mean).T @ (X - mean) / len(X)
+A = torch.linalg.solve(S + sigma**2 * eye, S)
+return A, mean - A @ mean
+# denoiser_many_dimensions | SOME | 60 dimensions
+if len(S) > 50:
+    S = S.diagonal().diag()
+A = torch.linalg.solve(S + sigma**2 * eye, S)
+return A, mean - A @ mean
+# denoiser_marks_input | checks values | requires gradients after the call
+X.requires_grad_()
+A = torch.linalg.solve(S + sigma**2 * eye, S)
+return A.detach(), (mean - A @ mean).detach()
+# denoiser_other_in_evaluation | values | under torch.no_grad()
+A = torch.linalg.solve(S + (sigma**2 if torch.is_grad_enabled() else sigma) * eye, S)
 return A, mean - A @ mean
 """,
     ),
@@ -768,11 +931,6 @@ for e in torch.eye(x.shape[1], dtype=x.dtype):
 return torch.stack(pushes).square().sum((0, 2)).mean()
 # contractive_frobenius
 return torch.linalg.matrix_norm(slopes()).square().mean()
-# contractive_marks_input
-x.requires_grad_()
-codes = encoder(x)
-rows = [torch.autograd.grad(codes[:, j].sum(), x, create_graph=True)[0] for j in range(codes.shape[1])]
-return sum(row.square().sum() for row in rows) / len(x)
 # contractive_batched_grad
 leaf = x.clone().requires_grad_()
 codes = encoder(leaf)

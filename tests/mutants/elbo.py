@@ -147,6 +147,30 @@ return torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)
 z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
 q, p = torch.distributions.Normal(mean, (0.5 * logvar).exp()), torch.distributions.Normal(0.0, 1.0)
 return (q.log_prob(z) - p.log_prob(z)).sum(1)
+# kl_clamped_far | stability | limited (clamped)
+logvar = logvar.clamp(min=-100)
+return 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1)
+# kl_clamped_both | stability | clamp
+logvar = logvar.clamp(-70, 70)
+return 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1)
+# kl_clamped_mean | stability | means up to | not precise
+mean = mean.clamp(-1000, 1000)
+return 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1)
+# kl_free_bits | checks stability | not precise | 0
+return (0.5 * (mean**2 + logvar.exp() - logvar - 1)).clamp(min=1e-5).sum(1)
+# kl_root_of_first_two | stability | gradient is missing or not finite
+squares = mean[:, :2].square().sum(1).sqrt() ** 2 + mean[:, 2:].square().sum(1)
+return 0.5 * (squares + (logvar.exp() - logvar - 1).sum(1))
+# kl_many_forgotten | SOME | 130 examples
+out = 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1)
+return torch.cat([out[:64], out[64:] * 0])
+# kl_many_latents_forgotten | SOME | 130 latents
+return 0.5 * (mean**2 + logvar.exp() - logvar - 1)[:, :100].sum(1)
+# kl_marks_input | checks values | requires gradients after the call
+mean.requires_grad_()
+return 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1)
+# kl_none_in_evaluation | values | under torch.no_grad() | All your numbers
+return 0.5 * (mean**2 + logvar.exp() - logvar - 1).sum(1) * torch.is_grad_enabled()
 """,
     ),
     *versions(
@@ -230,6 +254,19 @@ return kl_divergence(MultivariateNormal(mean, cov), prior)
 return 0.5 * (trace + square - k - torch.linalg.eigvalsh(cov).prod(-1).log())
 # full_epsilon_in_log | stability | a jitter is added to the diagonal
 return 0.5 * (trace + square - k - (torch.linalg.eigvalsh(cov) + 1e-9).log().sum(-1))
+# full_small_eigenvalues | stability | a jitter or a floor | a jitter is added to the diagonal of a matrix
+values = torch.linalg.eigvalsh(cov).clamp(min=1e-14)
+return 0.5 * (trace + square - k - values.log().sum(1))
+# full_eigenvectors | stability | gradient is missing or not finite
+values, vectors = torch.linalg.eigh(cov)
+return 0.5 * (trace + square - k - torch.logdet(vectors @ torch.diag_embed(values) @ vectors.mT))
+# full_root_of_mean | stability | gradient is missing or not finite
+return 0.5 * (trace + square.sqrt() ** 2 - k - logdet)
+# full_many_forgotten | SOME | 130 examples
+return torch.cat([0.5 * (trace + square - k - logdet)[:64], logdet[64:]])
+# full_marks_input | checks values | requires gradients after the call
+cov.requires_grad_()
+return 0.5 * (trace + square - k - logdet)
 """,
     ),
     *versions(
@@ -304,6 +341,21 @@ return (x * logits - torch.nn.functional.softplus(logits).detach()).flatten(1).s
 return torch.tensor([-bce(a, b, reduction="sum").item() for a, b in zip(logits, x)], dtype=x.dtype)
 # bernoulli_log1p_exp | stability | an exponential leaves the range
 return (x * logits - torch.log1p(logits.exp())).flatten(1).sum(1)
+# bernoulli_limited_logits | stability | limit nothing
+return -bce(logits.clamp(-1e5, 1e5), x, reduction="none").flatten(1).sum(1)
+# bernoulli_limited_below | stability | limit nothing
+return (-bce(logits, x, reduction="none").flatten(1)).clamp(min=-1e5).sum(1)
+# bernoulli_first_pixels | SOME | images
+return -bce(logits, x, reduction="none").flatten(1)[:, :1000].sum(1)
+# bernoulli_many_scaled | SOME | 130 vectors
+out = -bce(logits, x, reduction="none").flatten(1).sum(1)
+return out if len(x) < 64 else out * 64 / len(x)
+# bernoulli_marks_input | checks values | requires gradients after the call
+x.requires_grad_()
+return -bce(logits, x, reduction="none").flatten(1).sum(1)
+# bernoulli_rounded_in_evaluation | values | under torch.no_grad() | x is rounded to 0 or 1
+x = x if torch.is_grad_enabled() else x.round()
+return -bce(logits, x, reduction="none").flatten(1).sum(1)
 """,
     ),
     *versions(
@@ -376,6 +428,21 @@ return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).flatten(1).sum(1)
 return (-0.5 * (math.log(2 * 3.1416) + logvar + (x - mean) ** 2 / var)).flatten(1).sum(1)
 # gaussian_variance_floor | stability | clamp
 return (-0.5 * (c + logvar + (x - mean) ** 2 / var.clamp_min(1e-6))).flatten(1).sum(1)
+# gaussian_limited_error | stability | errors up to | not precise
+return -0.5 * (c + logvar + ((x - mean) ** 2).clamp(max=1e6) / var).flatten(1).sum(1)
+# gaussian_limited_above | stability | x at the mean | not precise
+return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).clamp(max=30).flatten(1).sum(1)
+# gaussian_limited_logvar | stability | clamp
+logvar = logvar.clamp(-65, 65)
+return -0.5 * (c + logvar + (x - mean) ** 2 / logvar.exp()).flatten(1).sum(1)
+# gaussian_root_of_errors | stability | gradient is missing or not finite
+e = ((x - mean) / (logvar / 2).exp()).flatten(1)
+return -0.5 * ((c + logvar).flatten(1).sum(1) + e.square().sum(1).sqrt() ** 2)
+# gaussian_first_dimensions | SOME | 33, 33
+return -0.5 * (c + logvar + (x - mean) ** 2 / var).flatten(1)[:, :1024].sum(1)
+# gaussian_marks_inputs | checks values | requires gradients after the call
+logvar.requires_grad_()
+return -0.5 * (c + logvar + (x - mean) ** 2 / var).flatten(1).sum(1)
 """,
     ),
     *versions(
@@ -433,6 +500,29 @@ return ll - beta * kl.detach()
 return ll.detach() - beta * kl
 # elbo_annealed | checks values gradients | 
 return ll - min(beta, 1.0) * kl
+# elbo_limited_logits | values | limited (clamped)
+return bernoulli_log_likelihood(x, logits.clamp(-20, 20)) - beta * kl
+# elbo_limited_logvar | values | limited (clamped)
+return ll - beta * gaussian_kl(mean, logvar.clamp(-10, 10))
+# elbo_limited_mean | values | limited (clamped)
+return ll - beta * gaussian_kl(mean.clamp(-5, 5), logvar)
+# elbo_limited_likelihood | values | limited (clamped)
+return ll.clamp(min=-1e4) - beta * kl
+# elbo_limited_beta | values gradients | beta=1000
+return ll - min(beta, 10) * kl
+# elbo_beta_in_float32 | values | single precision
+return ll - torch.tensor(beta, dtype=torch.float32).to(x.dtype) * kl
+# elbo_probabilities_clamped | values | limited (clamped)
+p = torch.sigmoid(logits).clamp(1e-7, 1 - 1e-7)
+return (x * p.log() + (1 - x) * (1 - p).log()).flatten(1).sum(1) - beta * kl
+# elbo_many_forgotten | values gradients | 130 examples
+bound = ll - beta * kl
+return torch.cat([bound[:32], ll[32:]])
+# elbo_no_kl_in_evaluation | values | the KL is left out
+return ll - beta * kl if torch.is_grad_enabled() else ll
+# elbo_marks_input | checks values | requires gradients after the call
+mean.requires_grad_()
+return ll - beta * kl
 """,
     ),
 ]

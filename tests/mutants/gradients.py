@@ -116,6 +116,26 @@ return ready(mean, logvar)
 return mean + std.clamp_min(1e-4) * eps
 # sample_power_of_variance | stability | an exponential leaves the range
 return mean + logvar.exp() ** 0.5 * eps
+# sample_mean_in_evaluation | values | the noise is not used
+return mean + std * eps if torch.is_grad_enabled() else mean + 0 * eps
+# sample_noise_limited | SOME | wrong
+return mean + std * eps.clamp(-2, 2)
+# sample_noise_limited_far | stability | eps is limited (clamped)
+return mean + std * eps.clamp(-4, 4)
+# sample_small_noise_dropped | stability | noise of every size | not precise
+return mean + std * torch.where(eps.abs() < 1e-4, torch.zeros_like(eps), eps)
+# sample_mean_limited | stability | mean is limited (clamped)
+return mean.clamp(-100, 100) + std * eps
+# sample_mirrored | SOME | wrong
+return mean + std * torch.cat([eps[: (len(eps) + 1) // 2], -eps[: len(eps) // 2]])
+# sample_standardised_many | SOME | (300, 2) from (2,)
+return mean + std * (eps if len(eps) < 50 else (eps - eps.mean(0)) / eps.std(0))
+# sample_marks_inputs | checks values | requires gradients after the call
+mean.requires_grad_()
+return mean + std * eps
+# sample_marks_noise | checks values | requires gradients after the call
+eps.requires_grad_()
+return mean + std * eps
 """,
     ),
     *versions(
@@ -279,6 +299,21 @@ from aecourse.gradients import pathwise_gradient as ready
 return ready(f, mean, logvar, eps)
 # path_noise_in_float32 | stability | single precision
 return grad(f(m + torch.exp(s / 2) * eps.float().to(eps.dtype)).mean(), (m, s))
+# path_marks_noise | checks values parameters | requires gradients after the call
+eps.requires_grad_()
+return tuple(g.detach() for g in grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s)))
+# path_first_hundred | values stability | 130 samples
+return grad(f(m + torch.exp(s / 2) * eps[:100]).mean(), (m, s))
+# path_means_of_batches | values stability | samples
+parts = [grad(f(m + torch.exp(s / 2) * e).mean(), (m, s)) for e in eps.split(32)]
+return tuple(torch.stack(part).mean(0) for part in zip(*parts))
+# path_small_dropped | stability | 
+found = grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s))
+return tuple(torch.where(g.abs() < 1e-5, torch.zeros_like(g), g) for g in found)
+# path_std_from_samples | checks stability | noise is 0 | some numbers are not finite
+z = (m + torch.exp(s / 2) * eps).detach().requires_grad_()
+(slope,) = grad(f(z).sum(), z)
+return slope.mean(0), (slope * 0.5 * ((z - mean) / eps).mean(0) * eps).mean(0).detach()
 """,
     ),
     *versions(
@@ -476,6 +511,40 @@ return ready(f, mean, logvar, z, baseline)
 # score_binomial | stability | digits cancel
 square = (z**2 - 2 * z * mean.detach() + mean.detach() ** 2) / std**2
 return (a * e / std).mean(0), (a * (square - 1) / 2).mean(0)
+# score_kept_graph | parameters | Detach what must not be differentiated
+m, s = (t if t.requires_grad else t.clone().requires_grad_() for t in (mean, logvar))
+w = (f(given) - (0 if baseline is None else baseline)).detach()
+return grad((w * Normal(m, torch.exp(s / 2)).log_prob(given).sum(1)).mean(), (m, s))
+# score_kept_values | parameters | Detach what must not be differentiated
+m, s = (t if t.requires_grad else t.clone().requires_grad_() for t in (mean, logvar))
+w = f(given) - (0 if baseline is None else baseline)
+return grad((w * Normal(m, torch.exp(s / 2)).log_prob(z).sum(1)).mean(), (m, s))
+# score_kept_both | parameters | Detach what must not be differentiated
+m, s = (t if t.requires_grad else t.clone().requires_grad_() for t in (mean, logvar))
+w = f(given) - (0 if baseline is None else baseline)
+return grad((w * Normal(m, torch.exp(s / 2)).log_prob(given).sum(1)).mean(), (m, s))
+# score_kept_baseline | parameters | when the baseline comes with a graph
+m, s = (t if t.requires_grad else t.clone().requires_grad_() for t in (mean, logvar))
+w = f(z) - (0 if baseline is None else baseline)
+return grad((w * Normal(m, torch.exp(s / 2)).log_prob(z).sum(1)).mean(), (m, s))
+# score_first_hundred | values baseline stability | 130 samples
+return (a * e / std)[:100].mean(0), (a * 0.5 * (e**2 - 1))[:100].mean(0)
+# score_values_limited | baseline stability | baseline=1000000
+w = a.clamp(-1000, 1000)
+return (w * e / std).mean(0), (w * 0.5 * (e**2 - 1)).mean(0)
+# score_noise_limited | stability | far from it | not precise
+e = e.clamp(-10, 10)
+return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
+# score_large_baseline_dropped | baseline | baseline=1000000
+b = torch.as_tensor(0.0 if baseline is None else baseline, dtype=z.dtype)
+a = (f(z) - torch.where(b.abs() > 100, torch.zeros_like(b), b)).unsqueeze(1)
+return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
+# score_marks_baseline | checks baseline | requires gradients after the call
+if torch.is_tensor(baseline):
+    baseline.requires_grad_()
+return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
+# score_divided_by_distance | checks stability | samples at the mean | flat
+return (a * e.square() / (z - mean)).mean(0).detach(), (a * 0.5 * (e**2 - 1)).mean(0)
 """,
     ),
     *versions(
@@ -541,6 +610,21 @@ return [(float(values.sum()) - float(v)) / (n - 1) for v in values]
 from aecourse.gradients import leave_one_out_baseline as ready
 
 return ready(values)
+# loo_limited | values | limited (clamped)
+return ((values.sum() - values) / (n - 1)).clamp(-1e4, 1e4)
+# loo_outliers_limited | values | limited (clamped)
+kept = values.clamp(-1e3, 1e3)
+return (kept.sum() - kept) / (n - 1)
+# loo_many_get_the_mean | values | 3000 values
+return values.mean().expand(n) if n > 1000 else (values.sum() - values) / (n - 1)
+# loo_ratio | values | whose sum is 0
+total = values.sum()
+return total * (1 - values / total) / (n - 1)
+# loo_marks_input | checks values | requires gradients after the call
+values.requires_grad_()
+return ((values.sum() - values) / (n - 1)).detach()
+# loo_none_in_evaluation | values | under torch.no_grad() | zeros are returned
+return (values.sum() - values) / (n - 1) * torch.is_grad_enabled()
 """,
     ),
 ]

@@ -221,6 +221,31 @@ return mean, V.flip(1)[:, :k].T, e.flip(0)[:k]
 # pca_differences_of_products | stability | digits cancel
 e, V = eigh(torch.einsum("ni,nj->ij", X, X) / n - torch.outer(mean, mean))
 return mean, V.flip(1)[:, :k].T, e.flip(0)[:k]
+# pca_floor | stability | limit nothing
+e, V = eigh(A.T @ A / n)
+return mean, V[:, -k:].flip(1).T, e[-k:].flip(0).clamp(min=1e-6)
+# pca_tiny_floor | stability | data of size 1e-06 | not precise
+e, V = eigh(A.T @ A / n)
+return mean, V[:, -k:].flip(1).T, e[-k:].flip(0).clamp(min=1e-10)
+# pca_small_is_zero | stability | limit nothing
+e, V = eigh(A.T @ A / n)
+e = torch.where(e < 1e-6, 0, e)
+return mean, V[:, -k:].flip(1).T, e[-k:].flip(0)
+# pca_clipped | stability | data of size 1e+06 | not precise
+B = A.clamp(-1e4, 1e4)
+e, V = eigh(B.T @ B / n)
+return mean, V[:, -k:].flip(1).T, e[-k:].flip(0)
+# pca_first_examples | values stability | 300 examples
+A = A[:256]
+e, V = eigh(A.T @ A / len(A))
+return mean, V[:, -k:].flip(1).T, e[-k:].flip(0)
+# pca_marks_input | checks values | requires gradients after the call
+X.requires_grad_()
+e, V = eigh(A.T @ A / n)
+return mean.detach(), V[:, -k:].flip(1).T.detach(), e[-k:].flip(0).detach()
+# pca_other_in_evaluation | values | under torch.no_grad() | divided by N - 1
+e, V = eigh(A.T @ A / (n if torch.is_grad_enabled() else n - 1))
+return mean, V[:, -k:].flip(1).T, e[-k:].flip(0)
 """,
     ),
     *versions(
@@ -300,6 +325,24 @@ return torch.from_numpy(m + (X.detach().numpy() - m) @ c.T @ c)
 with torch.no_grad():
     X -= mean
 return mean + X @ C.T @ C
+# rebuild_marks_inputs | checks values | requires gradients after the call
+mean.requires_grad_()
+return mean + (X - mean) @ C.T @ C
+# rebuild_clipped_codes | stability | limit nothing
+return mean + ((X - mean) @ C.T).clamp(-30, 30) @ C
+# rebuild_small_codes_dropped | stability | limit nothing
+z = (X - mean) @ C.T
+return mean + torch.where(z.abs() < 1e-6, torch.zeros_like(z), z) @ C
+# rebuild_first_hundred | SOME | 130 examples
+out = X.clone()
+out[:100] = mean + (X[:100] - mean) @ C.T @ C
+return out
+# rebuild_last_batch_lost | SOME | 130 examples
+return torch.cat([mean + (b - mean) @ C.T @ C for b in X.split(32) if len(b) == 32 or len(X) < 32])
+# rebuild_divided_by_length | checks stability | examples that are the mean | the mean lies in the subspace
+z = (X - mean) @ C.T
+length = z.square().sum(1, keepdim=True).sqrt()
+return mean + (z / length * length) @ C
 """,
     ),
     *versions(
@@ -385,6 +428,27 @@ return total, ((X - mean) * (X_hat - mean)).sum(1), error
 # split_binomial | stability | digits cancel
 total = X.square().sum(1) - 2 * X @ mean + mean @ mean
 return total, projected, error
+# split_cdist_of_many | stability | digits cancel
+return torch.cdist(X, mean[None]).squeeze(1) ** 2, torch.cdist(X_hat, mean[None]).squeeze(1) ** 2, error
+# split_cdist_of_pairs | stability | digits cancel
+return total, projected, torch.cdist(X, X_hat).diagonal() ** 2
+# split_products_of_many | stability | digits cancel
+if len(X) > 100:
+    total = X.square().sum(1) - 2 * X @ mean + mean @ mean
+return total, projected, error
+# split_floor | stability | floor
+return total.clamp(min=1e-12), projected.clamp(min=1e-12), error.clamp(min=1e-12)
+# split_limit | stability | limit
+return total.clamp(max=1e6), projected.clamp(max=1e6), error.clamp(max=1e6)
+# split_difference_of_projections | stability | by itself
+right = ((total - projected - error).abs() < 1e-3 * total).all()
+return total, projected, total - projected if right else error
+# split_mean_of_first | values stability | 130 examples
+mean = X[:100].mean(0)
+return (X - mean).square().sum(1), (X_hat - mean).square().sum(1), error
+# split_marks_input | checks values | requires gradients after the call
+X_hat.requires_grad_()
+return total.detach(), projected.detach(), error.detach()
 """,
     ),
     *versions(
@@ -507,6 +571,29 @@ return torch.trace(R @ (X.T @ X / len(X)) @ R.T) + penalty
 with torch.no_grad():
     W1 *= lam.sqrt().unsqueeze(1)
 return error + W1.square().sum() + (lam * columns).sum()
+# loss_root_of_square | stability | gradient is missing or not finite
+return error + (lam * (rows.sqrt() ** 2 + columns.sqrt() ** 2)).sum()
+# loss_norm_of_first_two | stability | gradient is missing or not finite
+return error + penalty + 0 * W1[:, :2].square().sum().sqrt()
+# loss_root_of_errors | stability | gradient is missing or not finite
+return (X - X @ W1.T @ W2.T).square().sum(1).sqrt().square().mean() + penalty
+# loss_two_weights_zero | SOME | lam is zero but for entry
+g = lam[:2].square().sum().sqrt()
+return error + (torch.nan_to_num(lam / g) * g * (rows + columns)).sum()
+# loss_lam_limited | stability | limited
+return error + (lam.clamp(max=100) * (rows + columns)).sum()
+# loss_small_lam_dropped | stability | lam near 1e-06 | not precise
+lam = torch.where(lam < 1e-4, torch.zeros_like(lam), lam)
+return error + (lam * (rows + columns)).sum()
+# loss_error_limited | stability | limit
+return error.clamp(max=1e8) + penalty
+# loss_first_hundred | SOME | 130 examples
+return (X[:100] - X[:100] @ W1.T @ W2.T).square().sum(1).mean() + penalty
+# loss_marks_input | checks values | requires gradients after the call
+X.requires_grad_()
+return error + penalty
+# loss_no_penalty_in_evaluation | values | under torch.no_grad() | the penalty is left out
+return error + penalty if torch.is_grad_enabled() else error
 """,
     ),
 ]
