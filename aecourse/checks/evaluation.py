@@ -25,6 +25,7 @@ from aecourse.checks.core import (
     Seed,
     Task,
     Wrong,
+    at_least,
     at_most,
     f32,
     f64,
@@ -899,12 +900,14 @@ def noise_is_read_off(student: Student, draw: Draw) -> None:
     generator = torch.Generator().manual_seed(draw.seed().number)
     calls = [noise(latent, 1, 1.0, generator) for latent in (0, 1, 0, 1, 0, 1)]
     for latent in (0, 1):
-        if not abs(z_score(torch.cat(calls[latent::2]).square(), 1.0)) <= LIMIT:
-            return  # a density or a spread is wrong, or the noise shared, as is found below
+        drawn = torch.cat(calls[latent::2])
+        if not at_least(drawn.std(), 1e-6) or not at_most(abs(z_score(drawn, 0.0)), LIMIT):
+            return  # a weight is wrong, or the noise is shared, as other tests find
     if not far_apart(torch.cat(calls[:3])):
         who = "calls one after the other" if far_apart(calls[0]) else "examples of a batch"
         raise Wrong(f"{who} share their noise, or have it mirrored. Draw it anew for every example.")
-    if not at_most(tails(torch.cat(calls)), LIMIT):
+    everything = torch.cat(calls)
+    if not at_most(tails(everything / everything.std()), LIMIT):
         raise Wrong(
             "the noise is not standard normal: it is limited (clamped), or of another kind.",
             Cause("", ("the noise is not standard normal",)),
@@ -1040,7 +1043,7 @@ def active_units_cases(draw):
         Case("threshold=0", (columns(draw, 30, CLEAR + QUIET),), {"threshold": 0.0}),
         Case("threshold=0, three latents 0 for all", (collapsed(draw, 30, (0.0,) * 3),), {"threshold": 0.0}),
         Case("three latents the same for all", (collapsed(draw, 7),)),
-        Case("means near 1000", (1000 + columns(draw, 150, CLEAR + QUIET),)),
+        Case("means near 1000", (1000 + columns(draw, 150, 4 * (CLEAR + QUIET)),)),
         Case("tiny means", (1e-6 * columns(draw, 40, CLEAR + QUIET),), {"threshold": 1e-14}),
         Case("huge means", (1e3 * columns(draw, 40, CLEAR + QUIET),), {"threshold": 1e4}),
         Case("all active", (columns(draw, 50, 2 * CLEAR),)),
