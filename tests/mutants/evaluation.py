@@ -232,7 +232,7 @@ return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
 noise = randn(samples, (len(x) + 1) // 2, k)
 z = mean + std * torch.cat([noise, -noise.flip(1)], 1)[:, -len(x):]
 return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
-# ll_mirrored_samples | draws | mirrored
+# ll_mirrored_samples | draws | scatter less
 noise = randn((samples + 1) // 2, len(x), k)
 z = mean + std * torch.cat([noise, -noise])[:samples]
 return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
@@ -254,7 +254,7 @@ return done(bernoulli(decode(z).clamp(-5000, 5000)) + normal(z, 0, one) - normal
 std = (0.5 * logvar.clamp(max=30)).exp()
 z = mean + std * randn(*full)
 return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
-# ll_half_on_square | values weights bound draws stability | half before the square is missing
+# ll_half_on_square | values weights bound draws stability | half before a square is missing
 z = mean + std * randn(*full)
 log_q = (-0.5 * math.log(2 * math.pi) - 0.5 * logvar - ((z - mean) / std) ** 2).sum(-1)
 return done(bernoulli(decode(z)) + normal(z, 0, one) - log_q)
@@ -462,7 +462,7 @@ return torch.logsumexp(log_w[:some], 0) - math.log(some)
 # ll_logits_averaged | weights draws | 
 z = mean + std * randn(*full)
 return bernoulli(decode(z).mean(0)) + done(normal(z, 0, one) - normal(z, mean, std))
-# ll_examples_mixed_up | weights bound | 
+# ll_examples_mixed_up | weights bound draws | 
 z = mean + std * randn(*full)
 return done(bernoulli(decode(z.flip(1))) + normal(z, 0, one) - normal(z, mean, std))
 # ll_rsample | checks draws | global state
@@ -661,11 +661,6 @@ log_w = log_w.movedim(dim, 0)
 return torch.logaddexp(log_w[0], torch.full_like(log_w[0], -math.inf)) - math.log(count) if count == 1 else (
     torch.logsumexp(log_w - math.log(count), 0)
 )
-# lme_logaddexp
-total, *rest = log_w.unbind(dim)
-for row in rest:
-    total = torch.logaddexp(total, row)
-return total - math.log(count)
 # lme_double_inside
 return (torch.logsumexp(log_w.double(), dim) - math.log(count)).to(log_w.dtype)
 # lme_max_with_gradient
