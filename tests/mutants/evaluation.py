@@ -134,6 +134,20 @@ return torch.logsumexp(log_w.double(), dim) - math.log(count)
 return torch.logsumexp(log_w, dim) - math.log(count) + 0.1 * torch.rand(())
 # lme_logcumsumexp | zeros | its gradient is not
 return log_w.logcumsumexp(dim).select(dim, -1) - math.log(count)
+# lme_chain_of_logaddexp | zeros | its gradient is not
+total = log_w.select(dim, 0)
+for i in range(1, count):
+    total = torch.logaddexp(total, log_w.select(dim, i))
+return total - math.log(count)
+# lme_far_limit | stability zeros |
+return torch.logsumexp(log_w.clamp(-1e5, 1e5), dim) - math.log(count)
+# lme_first_hundred | values gradients stability | look at what is special
+log_w = log_w.narrow(dim, 0, min(count, 100))
+return torch.logsumexp(log_w, dim) - math.log(min(count, 100))
+# lme_requires_grad | checks values gradients stability zeros |
+log_w.requires_grad_()
+log_w.mul_(1.0)
+return torch.logsumexp(log_w, dim) - math.log(count)
 # lme_library | checks values gradients stability zeros | ready-made
 from aecourse.bounds import log_mean_exp as ready
 
@@ -182,6 +196,10 @@ return log_mean_exp(log_w, 0) - math.log(count)
 return log_w.exp().mean(0)
 # iwae_no_shift | values gradients | look at what is special
 return log_w.exp().mean(0).log()
+# iwae_at_most_100 | values gradients | look at what is special
+return log_mean_exp(log_w[:100], 0)
+# iwae_limited | values gradients | look at what is special
+return log_mean_exp(log_w.clamp(min=-2e4), 0)
 # iwae_detached | gradients | no gradient reaches
 return log_mean_exp(log_w.detach(), 0)
 # iwae_keepdim | checks values gradients | size 1 is left
@@ -204,6 +222,49 @@ samples = min(samples, 50)
 z = mean + std * randn(samples, *mean.shape)
 log_w = bernoulli(decode(z)) + normal(z, 0 * one, one) - normal(z, mean, std)
 return torch.logsumexp(log_w, 0) - math.log(samples)
+# ll_noise_limited_at_two | draws | not standard normal
+z = mean + std * randn(*full).clamp(-2, 2)
+return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
+# ll_noise_limited_at_three | draws | not standard normal
+z = mean + std * randn(*full).clamp(-3, 3)
+return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
+# ll_mirrored_examples | draws | have it mirrored
+noise = randn(samples, (len(x) + 1) // 2, k)
+z = mean + std * torch.cat([noise, -noise.flip(1)], 1)[:, -len(x):]
+return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
+# ll_mirrored_samples | draws | scatter less
+noise = randn((samples + 1) // 2, len(x), k)
+z = mean + std * torch.cat([noise, -noise])[:samples]
+return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
+# ll_remembers | checks draws | | generators with the same seed
+store = log_likelihood.__dict__
+if store.get("noise") is not None and store["noise"].shape == full and store["noise"].dtype == x.dtype:
+    noise, store["noise"] = -store["noise"], None
+else:
+    noise = store["noise"] = randn(*full)
+z = mean + std * noise
+return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
+# ll_likelihood_limited | stability |
+z = mean + std * randn(*full)
+return done(bernoulli(decode(z)).clamp(min=-1e6) + normal(z, 0, one) - normal(z, mean, std))
+# ll_logits_limited | stability |
+z = mean + std * randn(*full)
+return done(bernoulli(decode(z).clamp(-5000, 5000)) + normal(z, 0, one) - normal(z, mean, std))
+# ll_large_logvar_limited | stability | not precise
+std = (0.5 * logvar.clamp(max=30)).exp()
+z = mean + std * randn(*full)
+return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
+# ll_half_on_square | values weights bound draws stability | half before a square is missing
+z = mean + std * randn(*full)
+log_q = (-0.5 * math.log(2 * math.pi) - 0.5 * logvar - ((z - mean) / std) ** 2).sum(-1)
+return done(bernoulli(decode(z)) + normal(z, 0, one) - log_q)
+# ll_centred_uniform | weights draws | the noise is uniform
+z = mean + std * math.sqrt(12) * (torch.rand(*full, generator=generator, dtype=x.dtype) - 0.5)
+return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
+# ll_nan_for_many | weights |
+z = mean + std * randn(*full)
+w = done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
+return w if samples < 200 else w * float("nan")
 # ll_generator_reset | draws | repeats the first
 generator.manual_seed(generator.initial_seed())
 z = mean + std * randn(*full)
@@ -401,7 +462,7 @@ return torch.logsumexp(log_w[:some], 0) - math.log(some)
 # ll_logits_averaged | weights draws | 
 z = mean + std * randn(*full)
 return bernoulli(decode(z).mean(0)) + done(normal(z, 0, one) - normal(z, mean, std))
-# ll_examples_mixed_up | weights bound | 
+# ll_examples_mixed_up | weights bound draws | 
 z = mean + std * randn(*full)
 return done(bernoulli(decode(z.flip(1))) + normal(z, 0, one) - normal(z, mean, std))
 # ll_rsample | checks draws | global state
@@ -465,6 +526,13 @@ return ready(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
 return int((mean.var(0) >= threshold).sum())
 # units_std | values | standard deviation is compared
 return int((mean.std(0) > threshold).sum())
+# units_digits_cancel | values | what is special
+return int(((mean**2).mean(0) - mean.mean(0) ** 2 > threshold).sum())
+# units_epsilon | values | what is special
+return int((mean.var(0, correction=0) + 1e-9 > threshold).sum())
+# units_first_hundred | values | what is special
+mean = mean.clamp(-100, 100)
+return int((mean.var(0, correction=0) > threshold).sum())
 # units_over_latents | checks values | examples are counted
 return int((mean.var(1) > threshold).sum())
 # units_second_moment | checks values | not subtracted
@@ -522,6 +590,13 @@ return (mean.var(0) > threshold).sum()
 if step >= end:
     return 1.0
 return (step - start) / max(1, end - start) if step > start else 0.0
+# annealing_at_most_a_million | values | what is special
+step, start, end = (min(number, 10**6) for number in (step, start, end))
+return 1.0 if step >= end else 0.0 if step <= start else (step - start) / (end - start)
+# annealing_rounded_steps | values |
+if step >= end:
+    return 1.0
+return 0.0 if step <= start else round((step - start) / (end - start), 1)
 # annealing_not_held | checks values | not held at 0 before the start and at 1
 return (step - start) / (end - start) if end > start else float(step >= end)
 # annealing_grows_on | checks values | not held at 1
@@ -586,11 +661,6 @@ log_w = log_w.movedim(dim, 0)
 return torch.logaddexp(log_w[0], torch.full_like(log_w[0], -math.inf)) - math.log(count) if count == 1 else (
     torch.logsumexp(log_w - math.log(count), 0)
 )
-# lme_logaddexp
-total, *rest = log_w.unbind(dim)
-for row in rest:
-    total = torch.logaddexp(total, row)
-return total - math.log(count)
 # lme_double_inside
 return (torch.logsumexp(log_w.double(), dim) - math.log(count)).to(log_w.dtype)
 # lme_max_with_gradient
@@ -646,6 +716,13 @@ for i in range(len(x)):
     log_ratio = (s.log() + 0.5 * eps**2 - 0.5 * z**2).sum(-1)
     found.append(torch.logsumexp(ll + log_ratio, 0) - math.log(samples))
 return torch.stack(found)
+# ll_clamp_that_never_acts
+z = mean + std * randn(*full)
+ll = bernoulli(decode(z).clamp(-1e8, 1e8))
+return done(ll.clamp(min=-1e30) + normal(z, 0, one) - normal(z, mean, std))
+# ll_transposed_noise
+z = mean + std * randn(k, len(x), samples).permute(2, 1, 0)
+return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
 # ll_running_logaddexp
 total = torch.full_like(mean[:, 0], -math.inf)
 for _ in range(samples):
@@ -720,6 +797,9 @@ return int(((mean.double() ** 2).mean(0) - mean.double().mean(0) ** 2 > threshol
 # units_covariance
 cov = torch.atleast_2d(torch.cov(mean.T))
 return torch.count_nonzero(cov.diagonal() > threshold).item()
+# units_two_passes_by_hand
+centre = sum(mean) / len(mean)
+return int(((mean - centre).pow(2).sum(0) / len(mean) > threshold).sum())
 # units_std_and_root
 return int((mean.std(0) > math.sqrt(threshold)).sum())
 """,

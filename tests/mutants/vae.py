@@ -1308,6 +1308,10 @@ h = F.linear(x, self.hidden.weight, self.hidden.bias).clamp(min=0)
 return h @ self.mean.weight.T + self.mean.bias, torch.addmm(self.logvar.bias, h, self.logvar.weight.T)
 # encoder_list
 return [m, s]
+# encoder_clamp_that_never_acts
+return m, s.clamp(-1e30, 1e30)
+# encoder_mode_without_effect
+return (m + 0 * s, s) if self.training else (m, s)
 # encoder_parameters_by_hand
 class Affine(torch.nn.Module):
     def __init__(self, inputs, outputs):
@@ -1367,6 +1371,12 @@ return torch.addcmul(mean, std, noise)
 # vae_row_by_row
 rows = [torch.randn(mean.shape[1], generator=generator, dtype=mean.dtype) for _ in mean]
 return mean + logvar.exp().sqrt() * torch.stack(rows)
+# vae_noise_kept_for_nothing
+self.noise = torch.randn(mean.shape, generator=generator).to(mean.dtype)
+return mean + std * self.noise
+# vae_noise_limited_where_none_is
+noise = torch.randn(mean.shape, generator=generator).clamp(-30, 30)
+return mean + std * noise
 # vae_box_muller
 u, v = (torch.rand(mean.shape, generator=generator, dtype=torch.float64) for _ in range(2))
 noise = torch.sqrt(-2 * torch.log1p(-u)) * torch.cos(2 * math.pi * v)
@@ -1408,6 +1418,18 @@ z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape[::-1], generator=genera
 return (bce(model.decoder(z), x, reduction="none").sum(1) + beta * kl).mean()
 # loss_sums_over_batch
 return bce(logits, x, reduction="sum") / len(x) + beta * kl.sum() / len(x)
+# loss_clamp_that_never_acts
+kl = kl.clamp(min=0.0, max=1e30)
+return (nll.clamp(min=0.0) + beta * kl).mean()
+# loss_mode_put_back
+mode = model.training
+model.train()
+logits = model(x, generator)[0]
+model.train(mode)
+return (bce(logits, x, reduction="none").sum(1) + beta * kl).mean()
+# loss_einsum
+nll = F.softplus(logits).sum(1) - torch.einsum("bd,bd->b", x, logits)
+return (nll + beta * kl).mean()
 # loss_rows
 total = 0.0
 for row in x:
