@@ -13,9 +13,11 @@ from collections.abc import Callable
 
 import torch
 
-from aecourse.checks.core import Cause, Draw, Wrong, find
+from aecourse import __version__
+from aecourse.checks.core import Cause, Draw, Wrong, find, stopped
 from aecourse.checks.naming import ELSEWHERE, diagnose
 from aecourse.checks.student import Student
+from aecourse.checks.telling import hiding
 
 __all__ = ["Wrong", "check", "grade"]
 
@@ -56,14 +58,18 @@ def grade(name: str, kind: str, namespace: dict, *, seed: int) -> None:
         seed: of the inputs; this is the secret.
 
     Raises:
-        Wrong: with a sentence for the student, which holds no expected value.
+        Wrong: with a sentence for the student, which holds no expected value, and nothing that the function
+            has chosen.
         ValueError: there is no such task or kind of test.
     """
     task = find(name)
     if kind not in task.tests:
         raise ValueError(f"{name} has the tests {', '.join(task.tests)}, and no {kind!r}.")
-    with torch.random.fork_rng(devices=[]):  # what is drawn there is drawn for this test alone
+    with hiding(), torch.random.fork_rng(devices=[]):  # what is drawn there is drawn for this test alone
         try:
-            task.tests[kind](task, Student(task, namespace), Draw(seed))
+            # A new release has other inputs, and no test has those of another.
+            task.tests[kind](task, Student(task, namespace), Draw.of(__version__, name, kind, seed))
         except Wrong as wrong:
             raise wrong.about(task) from None
+        except Exception as error:  # of a backward pass that a test has asked for, or a mistake of the test's
+            raise stopped(error).about(task) from None

@@ -4,10 +4,12 @@ A `Task` says what is right (`reference`), which mistakes people make (`slips`) 
 ``student`` calls a student's function, ``naming`` and ``precision`` name the mistake, and ``kinds`` holds the
 tests that any task may use. A test returns nothing when all is well and raises `Wrong` otherwise.
 
-No message holds an expected value, and no traceback is shown: either would give hidden tests away.
+No message holds an expected value, and no traceback is shown: either would give hidden tests away. Nor does
+that of a hidden test hold what a student's code has chosen: see ``telling``.
 """
 
 import contextlib
+import hashlib
 import importlib
 import math
 import os
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from aecourse.checks.bans import ASSIGNMENTS
+from aecourse.checks.telling import Made, first_line, hidden, place_of
 
 f32, f64 = torch.float32, torch.float64
 
@@ -27,6 +30,7 @@ f32, f64 = torch.float32, torch.float64
 
 # Why a test fails; all but the first say nothing about a mistake.
 WRONG, UNWRITTEN, UNDEFINED, FOLLOWS = "wrong", "unwritten", "undefined", "follows"
+STOPPED = "stopped"  # an error that no test expects, which may be the test's own
 
 
 SIZES = re.compile(r"\(\d+(?:, ?\d+)*,?\)")
@@ -62,7 +66,8 @@ class Wrong(AssertionError):
         joint: what stands between these and the words: a blank where they make one sentence.
         brief: what a report that counts files it under when there is no slip. Default: the words, but for
             the sizes of tensors in them.
-        reason: one of the four above. FOLLOWS: another failure is behind it, and to be mended first.
+        reason: one of the five above. FOLLOWS: another failure is behind it, and to be mended first.
+        trouble: for the instructor alone, when an error has STOPPED the test: what it says.
     """
 
     def __init__(
@@ -75,11 +80,12 @@ class Wrong(AssertionError):
         joint: str = ": ",
         brief: str = "",
         reason: str = WRONG,
+        trouble: str = "",
     ):
         super().__init__(words)
         self.words, self.cause, self.case, self.function = words, cause, case, function
         self.joint, self.brief, self.reason = joint, brief or SIZES.sub("(…)", words + cause.words), reason
-        self.read = ""
+        self.trouble, self.read = trouble, ""
 
     def about(self, task: "Task") -> "Wrong":
         """The same, known to be about a task."""
@@ -105,6 +111,16 @@ def undefined(name: str) -> Wrong:
     """The message when a notebook does not define a function."""
     return Wrong(
         "is not defined. Run its cell, and keep the name.", function=name, joint=" ", reason=UNDEFINED
+    )
+
+
+def stopped(error: Exception) -> Wrong:
+    """The message when something that no test expects has ended one."""
+    place = place_of(error)
+    return Wrong(
+        f"the test was stopped by an error{f' {place}' if place else ''}. Your instructor has been told.",
+        reason=STOPPED,
+        trouble=f"{type(error).__name__}: {first_line(error)}",
     )
 
 
@@ -146,6 +162,10 @@ class Seed:
     number: int
 
 
+# Where torch keeps the 624 words of the Mersenne twister, eight bytes each, in a state of random numbers.
+WORDS = slice(24, 24 + 8 * 624)
+
+
 class Draw:
     """Random inputs from a seed of their own; the notebook's random state plays no part.
 
@@ -155,13 +175,28 @@ class Draw:
     def __init__(self, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
 
+    @classmethod
+    def of(cls, *key: str | int) -> "Draw":
+        """The inputs that belong to a key, of words and of a number of any size.
+
+        torch's own seeds are no secret: of their 64 bits it uses 32, which can all be tried. Here the whole
+        state comes from the key, and from the state nobody finds the key again, or what belongs to another.
+        """
+        draw = cls(0)
+        digits = hashlib.shake_256("\n".join(map(str, key)).encode()).digest(4 * 624)
+        words = torch.frombuffer(bytearray(digits), dtype=torch.int32).to(torch.int64) & 0xFFFFFFFF
+        state = draw.generator.get_state()
+        state[WORDS] = words.view(torch.uint8)
+        draw.generator.set_state(state)
+        return draw
+
     def __call__(self, *shape: int, low: float | None = None, high: float | None = None) -> Tensor:
         if low is None or high is None:
             return torch.randn(shape, generator=self.generator, dtype=f64)
         return low + (high - low) * torch.rand(shape, generator=self.generator, dtype=f64)
 
     def seed(self) -> Seed:
-        return Seed(int(torch.randint(2**31, (), generator=self.generator)))
+        return Seed(int(torch.randint(2**63 - 1, (), generator=self.generator)))
 
 
 def prepared(arguments: tuple, dtype: torch.dtype) -> tuple:
@@ -269,17 +304,17 @@ def remembered(make: Callable, task: Task, draw: Draw, what: str):
 
 
 def same(got, want, rtol: float, atol: float) -> bool:
-    """Whether two results have equal shapes and, within the tolerance, equal numbers."""
+    """Whether two results have equal shapes and, within the tolerance, equal numbers, none of them NaN."""
     if isinstance(want, tuple):
         return (
             isinstance(got, tuple | list)
             and len(got) == len(want)
             and all(same(part, right, rtol, atol) for part, right in zip(got, want))
         )
-    if isinstance(got, tuple | list) or got is None or want is None:
+    if not all(isinstance(number, Tensor | int | float) for number in (got, want)):
         return False
     got, want = torch.as_tensor(got), torch.as_tensor(want)
-    return got.shape == want.shape and torch.allclose(got.to(f64), want.to(f64), rtol, atol, equal_nan=True)
+    return got.shape == want.shape and torch.allclose(got.to(f64), want.to(f64), rtol, atol)
 
 
 def at_most(number, limit: float) -> bool:
@@ -307,13 +342,31 @@ def same_shape(got, want) -> bool:
     return not isinstance(got, tuple | list) and got is not None and torch.as_tensor(got).dim() == 0
 
 
-def shape(result) -> str:
+def shape(result) -> Made:
     """The shape of a result in words."""
     if isinstance(result, Tensor):
-        return f"a tensor of shape {tuple(result.shape)}"
+        return Made(f"a tensor of shape {tuple(result.shape)}")
     if isinstance(result, tuple):
-        return f"a tuple of {len(result)}: {', '.join(map(shape, result))}"
-    return f"a {type(result).__name__}"
+        return Made(f"a tuple of {len(result)}: {', '.join(map(shape, result))}")
+    return Made(f"a {type(result).__name__}")
+
+
+def misshapen(got, want) -> str:
+    """What to say of a result whose shape is wrong. The sizes in a hidden test, its inputs', stay untold."""
+    if not hidden():
+        return f"{shape(got)} is returned, not {shape(want)}."
+    return f"{shape(got)} is returned, not {_asked(want)} of the sizes in the task's text."
+
+
+def _asked(want) -> str:
+    """How many tensors of how many dimensions a result has."""
+    parts = want if isinstance(want, tuple) else (want,)
+    counts = [part.dim() if isinstance(part, Tensor) else 0 for part in parts]
+    if counts == [0]:
+        return "one number"
+    sizes = " and ".join(map(str, dict.fromkeys(counts)))
+    tensors_ = "a tensor" if len(parts) == 1 else f"{len(parts)} tensors"
+    return f"{tensors_} of {sizes} dimension{'' if counts == [1] * len(counts) else 's'}"
 
 
 def finite(result) -> bool:

@@ -19,17 +19,18 @@ from aecourse.checks.core import (
     f32,
     f64,
     finite,
+    misshapen,
     prepared,
     remembered,
     same,
     same_shape,
-    shape,
     tensors,
 )
 from aecourse.checks.modules import weighted_sum
 from aecourse.checks.naming import ELSEWHERE, call, diagnose
 from aecourse.checks.precision import Look, lost_digits, right_answer
 from aecourse.checks.student import Student
+from aecourse.checks.telling import hidden, place_of
 
 STEP = 1e-6  # of a finite difference
 
@@ -48,16 +49,20 @@ def values(task: Task, student: Student, draw: Draw) -> None:
         where = f"{case.label}, {dtype_name(dtype)}"
         student.refuse_changes(arguments, where)
         if not same_shape(got, want):
-            raise _wrong(
-                f"{shape(got)} is returned, not {shape(want)}.", diagnose(task, student, draw), where
-            )
+            raise _wrong(misshapen(got, want), diagnose(task, student, draw), where)
         if not same(task.canonical(got), want, rtol=1e-4, atol=1e-4):
-            nan = "" if finite(got) else " Not all numbers are finite."
+            nan = "" if finite(got) else f" Not all numbers are finite.{_others_are_right(got, want)}"
             raise _wrong(f"wrong.{nan}", diagnose(task, student, draw), where)
         for part in tensors(got):
             if part.dtype != dtype and part.is_floating_point():
-                words = f"the result is {dtype_name(part.dtype)}. Keep the type of the inputs."
-                raise Wrong(words, case=where)
+                raise Wrong("the result is of another dtype. Keep the type of the inputs.", case=where)
+
+
+def _others_are_right(got, want) -> str:
+    """What to add where some numbers are not finite."""
+    pairs = [(a, b[a.isfinite()]) for a, b in zip(tensors(got), tensors(want)) if a.isfinite().any()]
+    right = pairs and all(same(a[a.isfinite()], b, rtol=1e-4, atol=1e-4) for a, b in pairs)
+    return " Those that are finite are right." if right else ""
 
 
 def _wrong(words: str, cause: Cause, where: str) -> Wrong:
@@ -85,8 +90,9 @@ def _slopes(task: Task, results: list, leaves: list[tuple]) -> list[list[Tensor 
     try:
         slopes = torch.autograd.grad([weighted_sum(p) for p in parts if p], wanted, allow_unused=True)
     except Exception as error:  # a tensor of the graph was changed in place, for example
-        words = f"the backward pass fails: {str(error).split(': [')[0][:200]}."
-        raise Wrong(words, brief="the backward pass fails.") from None
+        why = "" if hidden() else f": {str(error).split(': [')[0][:200]}"
+        where = f", {place}" if (place := place_of(error)) else ""
+        raise Wrong(f"the backward pass fails{why}{where}.", brief="the backward pass fails.") from None
     return [list(slopes[i : i + count]) for i in range(0, len(slopes), count)]
 
 
@@ -129,8 +135,7 @@ def gradients(task: Task, student: Student, draw: Draw) -> None:
     for (case, dtype), (given, _, _), (want, _), got in zip(looks, calls, right, results):
         where = f"{case.label}, {dtype_name(dtype)}"
         if not same_shape(got, want):
-            words = f"without {shape(want)} there is no gradient to check."
-            raise Wrong(words, case=where, reason=FOLLOWS)
+            raise Wrong(f"{misshapen(got, want)} Repair the values first.", case=where, reason=FOLLOWS)
         if student.effects.slopes(given):
             raise Wrong(
                 ".backward() is called inside, and leaves its slopes in the .grad of the parameters, where "
@@ -216,12 +221,8 @@ def _where(look: Look) -> str:
 
 
 def imprecise(task: Task, where: str, cause: Cause = UNKNOWN) -> Wrong:
-    """The message when digits are lost: what leads to it, where that is known, and the task's hint."""
-    return Wrong(
-        f"not precise.{cause.words} If ordinary values are right: {task.hint}.",
-        Cause("", cause.slips),
-        case=where,
-    )
+    """The message when digits are lost: what leads to it; where that is not known, the task's hint."""
+    return Wrong("not precise.", cause or Cause(f" If ordinary values are right: {task.hint}."), case=where)
 
 
 # --------------------------------------------------------------------------- random results
@@ -231,6 +232,9 @@ LIMIT = 6.0
 
 
 def z_score(results: Tensor, expected: float) -> float:
-    """How many standard errors the mean of independent results (n,) lies from what it should be."""
+    """How many standard errors the mean of independent results (n,) lies from what it should be; infinitely
+    many where one of them is no number."""
+    if not results.isfinite().all():
+        return math.inf
     error = results.std() / math.sqrt(len(results))
     return float((results.mean() - expected) / error.clamp_min(1e-12 * max(1.0, abs(expected))))

@@ -23,6 +23,7 @@ from aecourse.checks.core import (
     tensors,
 )
 from aecourse.checks.student import Student
+from aecourse.checks.telling import hidden
 
 ELSEWHERE = Cause(" Other inputs give the right values, so look at what is special about these.")
 NUMBER = Cause(" A plain number carries no gradient: return the tensor, without .item().")
@@ -186,10 +187,11 @@ def _named(outputs: list, candidates: list[Candidates], with_own: list) -> Cause
 
 
 def _repeats(now, then) -> bool:
-    """Whether two results are equal, those of a wrong kind included."""
-    if isinstance(now, tuple | list) and isinstance(then, tuple | list):
-        return len(now) == len(then) and all(map(_repeats, now, then))
-    return (now is None and then is None) or same(now, then, 0, 0)
+    """Whether two results are equal, those included that are no numbers."""
+    signatures, rows = zip(_flat(now), _flat(then))
+    if None in rows:
+        return rows == (None, None)
+    return signatures[0] == signatures[1] and torch.allclose(*rows, 0, 0, equal_nan=True)
 
 
 def _composed(task: Task, student: Student, case: Case):
@@ -215,7 +217,29 @@ def _ratio(outputs: list, right: list) -> Cause:
     if len(got) < 3 or not got.isfinite().all():
         return UNKNOWN
     if torch.allclose(ratio, ratio[:1], rtol=1e-4, atol=0):
-        return Cause(f" All your numbers are {float(ratio[0]):.4g} times the right ones.")
+        return Cause(f" All your numbers are {_constant(float(ratio[0]))} times the right ones.")
     if torch.allclose(offset, offset[:1], rtol=1e-4, atol=1e-8):
-        return Cause(f" All your numbers are off by the same {float(offset[0]):.4g}.")
+        return Cause(f" All your numbers are off by the same {_constant(float(offset[0]))}.")
     return UNKNOWN
+
+
+# Numbers that formulas are made of. Any other could be one of the inputs, and is told in visible checks only.
+CONSTANTS = {
+    words: number
+    for words, size in (
+        *((f"{n}", n) for n in (1, 2, 3, 4, 8)),
+        *((f"1/{n}", 1 / n) for n in (2, 3, 4, 8)),
+        *(("pi", math.pi), ("2 pi", 2 * math.pi), ("1 / (2 pi)", 0.5 / math.pi)),
+        *(("log 2", math.log(2)), ("1 / log 2", 1 / math.log(2)), ("log 2 pi", math.log(2 * math.pi))),
+        *(("half of log 2 pi", 0.5 * math.log(2 * math.pi)), ("log pi", math.log(math.pi))),
+    )
+    for words, number in ((words, size), (f"-{words}", -size))
+}
+
+
+def _constant(number: float) -> str:
+    """A factor or an offset in words."""
+    if not hidden():
+        return f"{number:.4g}"
+    near = (words for words, size in CONSTANTS.items() if math.isclose(number, size, rel_tol=1e-3))
+    return next(near, "constant")

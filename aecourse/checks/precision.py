@@ -30,7 +30,7 @@ from aecourse.checks.core import (
     same_shape,
     tensors,
 )
-from aecourse.checks.naming import call
+from aecourse.checks.naming import TWO_CALLS, call
 from aecourse.checks.student import Student
 
 SINGLE = "a part of it is computed in single precision (float32)"
@@ -75,6 +75,9 @@ def lost_digits(task: Task, student: Student, look: Look, got) -> Cause:
     if look.ordinary and not near:
         return UNKNOWN
     try:
+        (again,), _ = _answers(task, student, [look.case], look.dtype)
+        if not torch.allclose(again, got, 0, 0, equal_nan=True):  # of chance, no digits tell
+            return TWO_CALLS
         slip = (
             _lost_to_the_log(look.dtype, got, want)
             or _smooth_or_not(task, student, look, got, want)
@@ -217,7 +220,8 @@ def _explains(altered: Tensor | None, got: Tensor, want: Tensor) -> bool:
     if not there.all() and not torch.equal(altered[~there].nan_to_num(), got[~there].nan_to_num()):
         return False
     rest, error = (altered - got)[there].abs(), (got - want)[there].abs()
-    return bool((rest <= 1e-4 * error + 1e-14 * want[there].abs()).all()) and bool((error > 0).any())
+    rounding = 1e-14 * want[there].abs().max() if there.any() else 0.0
+    return bool((rest <= 1e-4 * error + rounding).all()) and bool((error > rounding).any() or not there.all())
 
 
 # --------------------------------------------------------------------------- the formula with an alteration
@@ -263,6 +267,20 @@ def _rounded(round_: Callable) -> Callable:
         return function(*(round_(a) if type(a) is float else a for a in arguments), **keywords)
 
     return altered
+
+
+def _with_pi(pi: float) -> Callable:
+    """Another pi in the constants of a Gaussian density."""
+    constants = {
+        math.log(2 * math.pi): math.log(2 * pi),
+        math.log(math.sqrt(2 * math.pi)): math.log(2 * pi) / 2,
+    }
+
+    def altered(number: float) -> float:
+        near = (new for old, new in constants.items() if math.isclose(number, old, rel_tol=1e-12))
+        return next(near, number)
+
+    return _rounded(altered)
 
 
 def _log_of_determinant(function, matrix):
@@ -362,7 +380,9 @@ CHANGES = [
         lambda _: _log_of_determinant,
         [None],
     ),
+    (UNDERFLOWS, ("sum",), lambda _: lambda f, a, *r, **k: f(a.exp().log(), *r, **k), [None]),
     ("a constant is rounded", (), lambda n: _rounded(lambda a: round(a, n)), range(2, 9)),
+    ("pi is rounded", (), lambda n: _with_pi(round(math.pi, n)), range(2, 9)),
     ("a constant is in single precision (float32)", (), lambda _: _rounded(_single), [None]),
 ]
 

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import math
-import re
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,8 +12,20 @@ from torch import Tensor
 
 from aecourse.checks.bans import Refused, banned, settings_kept
 from aecourse.checks.calling import Effects, call_here
-from aecourse.checks.core import UNWRITTEN, Seed, Task, Wrong, find, same, undefined
+from aecourse.checks.core import (
+    UNWRITTEN,
+    Seed,
+    Task,
+    Wrong,
+    find,
+    finite,
+    same,
+    same_shape,
+    shape,
+    undefined,
+)
 from aecourse.checks.modules import Held
+from aecourse.checks.telling import hidden, raised, refusal
 
 MOST_PARAMETERS = 500_000  # of a module; a dimension of size 0 counts as one of size 1
 
@@ -86,22 +97,20 @@ class Student:
     @contextlib.contextmanager
     def running(self, where: str = "") -> Iterator[None]:
         """The surroundings of any call of a student's code, for tests that call methods."""
+        elsewhere = getattr(self.function, "elsewhere", False)  # in a process that bans for itself
         try:
-            elsewhere = getattr(self.function, "elsewhere", False)  # in a process that bans for itself
             ban = contextlib.nullcontext() if elsewhere else banned(self.task.forbidden)
             with _surroundings(self.quiet), ban:
                 yield
-        except Wrong:
-            raise
         except NotImplementedError as error:
             name = _raised_in(error, self.task.name)
             raise Wrong("is still to be written.", function=name, joint=" ", reason=UNWRITTEN) from None
         except Refused as error:
-            raise self.wrong(_first_line(error)) from None
+            raise self.wrong(refusal(error, self.task.forbidden)) from None
         except Exception as error:
-            words = f"raised {type(error).__name__}: {_first_line(error)}"
-            brief = re.sub(r"-?\d[\d.]*", "…", words)  # one mistake raises with many sizes
-            raise self.wrong(words, where, joint=" ", brief=brief) from None
+            if isinstance(error, Wrong) and elsewhere:  # the stand-in's; here it would be the student's own
+                raise
+            raise self.wrong(**raised(error), case=where, joint=" ") from None
 
     def wrong(self, words: str, case: str = "", **others) -> Wrong:
         """A `Wrong` about this function, which may be another than the one that is tested."""
@@ -124,8 +133,7 @@ class Student:
             return type(result)(self.plain(part, where) for part in result)
         if isinstance(result, tuple):  # a named tuple; its own methods are not trusted
             return tuple(self.plain(part, where) for part in tuple.__iter__(result))
-        words = f"a {type(result).__name__} is returned, not a tensor (or a tuple of tensors)."
-        raise self.wrong(words, where)
+        raise self.wrong(f"{shape(result)} is returned, not a tensor (or a tuple of tensors).", where)
 
     def fellow(self, name: str) -> "Student":
         """Another function of the same notebook, under the same rules."""
@@ -140,10 +148,6 @@ def _surroundings(quiet: bool) -> Iterator[None]:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
 
 
 def _raised_in(error: Exception, default: str) -> str:
@@ -167,7 +171,7 @@ class ModuleProxy:
     def __init__(self, student: Student, module):
         if not isinstance(module, torch.nn.Module | Held):
             raise student.wrong(
-                f"a {type(module).__name__} is made, not a module. Derive the class from torch.nn.Module."
+                f"{shape(module)} is made, not a module. Derive the class from torch.nn.Module."
             )
         self.student = student
         self.held = module if isinstance(module, Held) else Held(module)
@@ -223,9 +227,12 @@ class ModuleProxy:
         if missing := [name for name in sizes if name not in own]:
             return f"the state_dict misses {', '.join(missing)}"
         if odd := [name for name in own if name not in sizes]:
-            return f"the state_dict has an unexpected {', '.join(odd)}"
+            names = "parameter (or several)" if hidden() else ", ".join(odd)
+            return f"the state_dict has an unexpected {names}"
         misshapen = [
-            f"{name} is {own[name]}, not {size}" for name, size in sizes.items() if own[name] != size
+            name if hidden() else f"{name} is {own[name]}, not {size}"
+            for name, size in sizes.items()
+            if own[name] != size
         ]
         return f"parameters have another shape than asked: {'; '.join(misshapen)}" if misshapen else ""
 
@@ -250,15 +257,18 @@ def _generators(arguments: tuple) -> tuple:
 def uses_generator(student: Student, call: Callable[[torch.Generator], Tensor]) -> None:
     """Raise `Wrong` unless `call` draws from the generator it is given, and from nothing else."""
     state = torch.random.get_rng_state()
-    first, again, otherwise = (call(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2, 1)]
+    results = [call(generator) for generator in (*generators, generators[-1])]
+    first, again, otherwise, once, twice = results
     if not torch.equal(state, torch.random.get_rng_state()):
         raise student.wrong("draws from torch's global state. Pass `generator=generator` on.", joint=" ")
+    if not all(same_shape(result, first) and finite(result) for result in results):
+        raise student.wrong("not all numbers are finite, or two calls give results of different shapes.")
     if not same(first, again, 0, 0):
         raise student.wrong("two generators with the same seed give different results.")
     if same(first, otherwise, 0, 0):
         raise student.wrong("does not draw from the generator: different seeds, equal results.", joint=" ")
-    generator = torch.Generator().manual_seed(1)
-    if same(call(generator), call(generator), 0, 0):
+    if same(once, twice, 0, 0):
         raise student.wrong(
             "a second call with the same generator repeats the first. Draw from the generator itself, and do "
             "not set its seed."

@@ -8,16 +8,20 @@ where what it has been given is a function of something else that it has been gi
 import contextlib
 import functools
 import io
+import re
 import socket
 import sys
 import traceback
 
 import torch
 
-from aecourse.checks.bans import banned, settings_kept
+from aecourse.checks.bans import banned, settings_kept, settled
 from aecourse.checks.calling import Calls, Copies, given_in
 from aecourse.checks.modules import Held
 from aecourse.grading import wire
+
+CELL = re.compile(r"<cell (\d+)>")
+NOWHERE = (0, 0)
 
 
 class Output(io.TextIOBase):
@@ -44,23 +48,28 @@ class Output(io.TextIOBase):
 class Child:
     """Answers requests about one submission.
 
-    A request is (action, arguments); an answer is ("ok", result, printed) or ("error", kind, words, printed).
+    A request is (action, arguments); an answer is ("ok", result, printed) or ("error", kind, words, place,
+    printed), with the place (cell, line).
     Graphs of results and modules are kept under numbers until the trusted side says that they may go.
     """
 
     def __init__(self, shell, channel: socket.socket):
         self.shell, self.channel = shell, channel
-        self.graphs, self.modules, self.count = {}, {}, 0
+        self.graphs, self.modules, self.count, self.cells = {}, {}, 0, 0
 
     def number(self) -> int:
         self.count += 1
         return self.count
 
-    def cell(self, source: str) -> tuple[str, dict[str, str]]:
-        """Run a cell of the notebook; the last line of its error's traceback, or nothing, and `names`."""
+    def cell(self, source: str) -> tuple[tuple | None, dict[str, str]]:
+        """Run a cell of the notebook; its error if there is one, as `_words`, and `names`."""
+        self.cells += 1
+        name = f"<cell {self.cells}>"  # by which `_place` knows it
+        self.shell.compile.get_code_name = lambda *of: name
         done = self.shell.run_cell(source, store_history=False)
         error = done.error_before_exec or done.error_in_exec
-        return _last_line(error), self.names()
+        failure = None if error is None else (_words(error)[0], _last_line(error), _place(error))
+        return failure, self.names()
 
     def names(self) -> dict[str, str]:
         """What the notebook has defined: for each name "callable" or "data"."""
@@ -81,7 +90,8 @@ class Child:
         names of ready-made answers. state: of torch's global random numbers and gradient mode. above: for
         each call which of its tensors are functions of which, where any are: see `Graph`.
         Returns (result, effects on its tensors, generators) of each call, the number of their graph, whether
-        torch's global random state has moved, and (kind, words) of the error that ended them early.
+        torch's global random state has moved, and (kind, words, place) of the error that ended them
+        early.
         """
         made, results, failure = Calls(), [], None
         with self._surroundings(forbidden, state) as moved:
@@ -156,6 +166,7 @@ class Child:
 def serve(shell, channel: socket.socket, most_output: int) -> None:
     """Answer requests until the socket closes."""
     output, child = Output(most_output), Child(shell, channel)
+    settled()
     while True:
         try:
             action, arguments, dropped = wire.receive(channel, trusted=True)
@@ -172,19 +183,29 @@ def serve(shell, channel: socket.socket, most_output: int) -> None:
         except wire.WireError as error:
             wire.send(channel, ("error", *_words(error), ""))
         except (AttributeError, RuntimeError, TypeError, ValueError):  # nothing has been sent yet
-            wire.send(channel, ("error", "Returned", "something that cannot be read", ""))
+            wire.send(channel, ("error", "Returned", "something that cannot be read", NOWHERE, ""))
 
 
-def _last_line(error: BaseException | None) -> str:
+def _last_line(error: BaseException) -> str:
     try:
-        return "" if error is None else "".join(traceback.format_exception_only(error))[:2000]
+        return "".join(traceback.format_exception_only(error))[:2000]
     except BaseException:  # an error may be of a student's own kind
         return "an error that cannot be shown"
 
 
-def _words(error: BaseException) -> tuple[str, str]:
-    """The kind and the words of an error; "Returned" stands for a result that cannot cross."""
+def _words(error: BaseException) -> tuple[str, str, tuple[int, int]]:
+    """The kind, the words and the place of an error; "Returned" stands for a result that cannot cross."""
     try:
-        return "Returned" if type(error) is wire.WireError else type(error).__name__[:80], str(error)[:600]
+        kind = "Returned" if type(error) is wire.WireError else type(error).__name__[:80]
+        return kind, str(error)[:600], _place(error)
     except BaseException:
-        return "Exception", "an error that cannot be shown"
+        return "Exception", "an error that cannot be shown", NOWHERE
+
+
+def _place(error: BaseException) -> tuple[int, int]:
+    """Where an error left the notebook's own code: the numbers of the cell and of its line, from 1 on."""
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        lines.append((str(error.filename), error.lineno or 0))
+    places = [(int(cell[1]), line) for name, line in lines if (cell := CELL.fullmatch(name))]
+    return places[-1] if places else NOWHERE

@@ -388,7 +388,8 @@ def _times(verdicts: list["Verdict"]) -> dict | None:
 def _reasons(verdict: "Verdict") -> list[str]:
     """Why somebody should look at a submission, in sentences."""
     reasons = [*verdict.remarks, verdict.trouble] if verdict.trouble else list(verdict.remarks)
-    reasons += [f"The test {test.name} stopped: {test.message}" for test in verdict.tests if test.trouble]
+    stopped = [test for test in verdict.tests if test.trouble]
+    reasons += [f"The test {test.name} stopped: {test.error or test.message}" for test in stopped]
     if not reasons and verdict.status != "graded":
         reasons = [test.message for test in verdict.tests if test.points < test.out_of][:1]
     return list(dict.fromkeys(reasons)) or [f"The submission {STATUS.get(verdict.status, verdict.status)}."]

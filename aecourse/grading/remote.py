@@ -17,8 +17,12 @@ from aecourse.checks.bans import Refused
 from aecourse.checks.calling import Answers, Effect, Effects, Graph, connected, given_in
 from aecourse.checks.core import Wrong
 from aecourse.checks.modules import Held
+from aecourse.checks.telling import Made
 from aecourse.grading.session import Gone, Session, StudentError
 from aecourse.grading.wire import BROKEN, NONE, WireError
+
+# What may be said in a hidden test, too, of a result that cannot cross.
+UNREADABLE = ("too much data", "an integer is too large", "something that cannot be read")
 
 
 class RemoteFunction:
@@ -93,7 +97,7 @@ def call(target_of: RemoteFunction | RemoteModule, target: list, calls: list[tup
     answers, number, moved, failure = _checked(session, answer, tuple, 4)
     _notice(session, moved)
     try:
-        error = None if failure is None else _error(StudentError(*map(str, failure)), target[-1])
+        error = None if failure is None else _error(session.error(failure), target[-1])
         _checked(session, answers, list, len(calls) if error is None else min(len(answers), len(calls) - 1))
         for parts, each, graph in zip(answers, calls, graphs):
             _, done, generators = _checked(session, parts, tuple, 3)
@@ -167,11 +171,14 @@ def _error(error: StudentError, who: str | int) -> Exception:
     """The student's error under its own name; a `Wrong` where what is returned cannot cross."""
     words = str(error)
     if error.kind == "Returned":
-        return Wrong(f"{words} is returned, not a tensor (or a tuple of tensors).", function=str(who))
+        what = words if words in UNREADABLE else Made(words)
+        words = f"{what} is returned, not a tensor (or a tuple of tensors)."
+        return Wrong(words, function=str(who), brief="what is returned is no tensor.")
     name = error.kind if error.kind.isidentifier() else "Error"
     known = {"NotImplementedError": NotImplementedError, "Refused": Refused}
-    kind = known.get(name) or type(name, (Exception,), {})
-    return kind(words)
+    raised = (known.get(name) or type(name, (Exception,), {}))(words)
+    raised.place = error.place
+    return raised
 
 
 def _checked(session: Session, answer, kind: type, length: int):

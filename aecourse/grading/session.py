@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from aecourse.checks.telling import Place
 from aecourse.grading import wire
 from aecourse.grading.sandbox import Limits
 
@@ -20,11 +21,11 @@ class Gone(BaseException):
 
 
 class StudentError(Exception):
-    """An error that the student's code raised: its type's name and its words."""
+    """An error that the student's code raised: its type's name, its words, and where, if that is known."""
 
-    def __init__(self, kind: str, words: str):
+    def __init__(self, kind: str, words: str, place: Place | None):
         super().__init__(words)
-        self.kind = kind
+        self.kind, self.place = kind, place
 
 
 class Session:
@@ -36,6 +37,7 @@ class Session:
         self.gone = ""
         self.printed: list[str] = []
         self.dropped: list[int] = []  # graphs and modules that nothing here refers to any more
+        self.cells: list[str] = []  # the source of all that have been run
         self.random = None  # torch's global random state, as the child knows it
         self.signal = ""
 
@@ -77,11 +79,25 @@ class Session:
         if type(answer) is tuple and len(answer) == 3 and answer[0] == "ok" and type(answer[2]) is str:
             self._keep(answer[2])
             return answer[1]
-        if type(answer) is tuple and len(answer) == 4 and all(type(part) is str for part in answer):
-            self._keep(answer[3])
-            raise StudentError(answer[1][:80], answer[2][:600])
+        if type(answer) is tuple and len(answer) == 5 and type(answer[4]) is str:
+            self._keep(answer[4])
+            raise self.error(answer[1:4])
         self.gone = "nonsense"
         raise Gone(self.gone)
+
+    def error(self, parts) -> StudentError:
+        """The error of which these are kind, words and place.
+
+        Raises:
+            Gone: they are not.
+        """
+        kinds = [type(part) for part in parts] if type(parts) is tuple else []
+        if kinds != [str, str, tuple] or [type(number) for number in parts[2]] != [int, int]:
+            self.gone = "nonsense"
+            raise Gone(self.gone)
+        kind, words, (cell, line) = parts
+        place = Place.of(line, self.cells[cell - 1]) if 0 < cell <= len(self.cells) else None
+        return StudentError(kind[:80], words[:600], place)
 
     def _keep(self, printed: str) -> None:
         """As much of it as the limits allow; the child may have forgotten them."""

@@ -14,6 +14,9 @@ import importlib
 import io
 import json
 import os
+import re
+import resource
+import signal
 import threading
 import time
 from collections import Counter
@@ -22,15 +25,20 @@ from dataclasses import asdict, dataclass, field, replace
 import nbformat
 import torch
 
-from aecourse.checks import core
+from aecourse.checks import core, telling
+from aecourse.checks.bans import Refused
 from aecourse.grading import submission
 from aecourse.grading.remote import RemoteFunction
 from aecourse.grading.sandbox import Limits, Sandbox, SandboxError
 from aecourse.grading.session import Gone, Session, StudentError
 from aecourse.grading.submission import Assignment, Submission
 
-VERSION = 2  # of the verdicts: a change of how they come about grades everything anew
+VERSION = 3  # of the verdicts: a change of how they come about grades everything anew
 MOST_CHILDREN = 20  # of one submission
+MEMORY = 4 * 2**30  # bytes that this process may take for a submission, beyond what it has
+SECONDS = 60.0  # of processor time that a test may take here; the longest needs ten
+HIDDEN = re.compile(r"BEGIN\s+HIDDEN", re.IGNORECASE)  # in the source of a test whose inputs are secret
+UNSHOWN = "What this cell and those below put out is not shown: they ran after hidden tests.\n"
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,8 @@ class Test:
         message: the whole sentence, but for where to read again. Of a test of the instructor's own it is all
             there is; the other attributes are those of `core.Wrong`.
         slips: the mistakes that the message names, each under its own name.
-        trouble: the kind of the error that stopped the test itself; its words are no word of ours, and could
-            quote what is compared.
+        trouble: the kind of the error that stopped the test itself.
+        error: what it said, for the instructor alone: no word of ours, it could quote what is compared.
         shown: what the cell printed.
     """
 
@@ -89,6 +97,7 @@ class Test:
     reason: str = ""
     read: str = ""
     trouble: str = ""
+    error: str = ""
 
 
 @dataclass
@@ -137,7 +146,11 @@ def grade(bundle: Bundle) -> dict:
         handed_in = Submission(unreadable=bundle.problem, human=True)
         verdict.status = "missing"
     else:
-        handed_in = submission.prepare(bundle.data, assignment)
+        try:
+            with _limited():
+                handed_in = submission.prepare(bundle.data, assignment)
+        except MemoryError:
+            handed_in = Submission(unreadable="The notebook is too large to be read.", human=True)
         verdict.status = "unreadable" if handed_in.unreadable else "graded"
     verdict.human = handed_in.human or bool(bundle.remarks)
     verdict.remarks += [handed_in.unreadable] if handed_in.unreadable else handed_in.remarks
@@ -146,8 +159,8 @@ def grade(bundle: Bundle) -> dict:
     if handed_in.unreadable:
         verdict.tests = [Test(name, 0.0, points[name], handed_in.unreadable) for name in assignment.tests]
     else:
-        with _alone, _own_state():
-            run = _finished(_Run(bundle, assignment, handed_in, _imports(bundle.assignment, bundle.source)))
+        with _alone, _limited(), _own_state():
+            run = _told(_Run(bundle, assignment, handed_in, _imports(bundle.assignment, bundle.source)))
         order = list(assignment.tests)
         verdict.tests = sorted(run.tests, key=lambda test: order.index(test.name))
         verdict.remarks += run.remarks
@@ -202,6 +215,51 @@ def _own_state():
         torch.set_num_threads(threads)
 
 
+@contextlib.contextmanager
+def _limited():
+    """A limit on the memory of this process, which looks at what students send; where the system knows one.
+
+    What goes beyond fails as on a machine that has no more, and costs the submission a test, and no other.
+    """
+    if not (taken := _taken()):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [limit for limit in (soft, hard, taken + MEMORY) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _taken() -> int:
+    """The bytes of this process's data; 0 where the system does not say."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        return next((1024 * int(line.split()[1]) for line in file if line.startswith("VmData:")), 0)
+    return 0
+
+
+@contextlib.contextmanager
+def _timed():
+    """Raise `Gone` when a test takes too much of this process's time: its session sees to late answers, and
+    this to what is computed from them. Only a main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_):
+        raise Gone("time")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS, 1.0)  # again, should it meet a place that cannot raise
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 @functools.lru_cache(maxsize=8)
 def _imports(name: str, source: str) -> dict:
     """What the instructor's own cells import, for test cells that use it; `check` is the outer one."""
@@ -228,15 +286,22 @@ class _Run:
     the cells before it have been run again. A function whose tests ran out of time once, or ended the child
     twice, is not tried again.
 
+    What student code puts out after a hidden test in the same child could be made of that test's inputs. So
+    it is withheld: outputs and errors of cells, and what visible checks would say of errors and results.
+
     Attributes:
         base: what the instructor's cells import.
         position: the step at which to go on.
         outputs: what the cell at a step printed.
         failed: the error of a step's cell, by its source.
+        missing: for tests that found no function, the message without what its cell ended with.
+        withheld: the names of tests, and the sources of cells, that would say more.
+        unshown: steps whose output is withheld.
         skipped: cells that end the child.
         ends: how often a function ended the child.
         lost: functions that are not tried again, and why.
         names: what the cells so far have defined in the present child.
+        secrets: whether that child has seen the inputs of a hidden test.
     """
 
     bundle: Bundle
@@ -248,10 +313,14 @@ class _Run:
     remarks: list[str] = field(default_factory=list)
     outputs: dict[int, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, core.Wrong] = field(default_factory=dict)
+    withheld: set[str] = field(default_factory=set)
+    unshown: set[int] = field(default_factory=set)
     skipped: set[int] = field(default_factory=set)
     ends: Counter[str] = field(default_factory=Counter)
     lost: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    secrets: bool = False
     human: bool = False
     status: str = ""
 
@@ -269,6 +338,9 @@ class _Run:
             remarks=self.remarks.copy(),
             outputs=self.outputs.copy(),
             failed=self.failed.copy(),
+            missing=self.missing.copy(),
+            withheld=self.withheld.copy(),
+            unshown=self.unshown.copy(),
             skipped=self.skipped.copy(),
             ends=self.ends.copy(),
             lost=self.lost.copy(),
@@ -284,7 +356,7 @@ class _Run:
 
     def go_on(self, session: Session) -> None:
         """Go on in a new child, to the end or to the end of the child."""
-        self.names = {}
+        self.names, self.secrets = {}, False
         for i, (kind, what) in enumerate(self.handed_in.steps[: self.end]):
             if i >= self.position and kind == "test":
                 there = self._test(session, what)
@@ -297,17 +369,14 @@ class _Run:
     def _cell(self, session: Session, i: int, source: str) -> bool:
         """Run a cell; whether the child is still there."""
         session.begin()
+        session.cells.append(source)
         try:
             answer = session.ask("cell", source)
-            error, names = answer if type(answer) is tuple and len(answer) == 2 else ("", {})
+            failure, names = answer if type(answer) is tuple and len(answer) == 2 else (None, {})
             self.names = names if type(names) is dict else {}
-            self.outputs[i] = session.take_printed()
-            if error and isinstance(error, str):
-                self.failed[source] = _line(error, -1)[:300]
-            return True
-        except StudentError as error:  # the shell itself failed
-            self.failed[source] = f"{error.kind}: {error}"[:300]
-            return True
+            error = None if failure is None else session.error(failure)
+        except StudentError as failure:  # the shell itself failed
+            error = StudentError(failure.kind, f"{failure.kind}: {failure}", failure.place)
         except Gone as gone:
             self.skipped.add(i)
             words = self._words(gone.reason, "A cell")
@@ -315,6 +384,18 @@ class _Run:
             self.remarks.append(_clean(f"{words} It begins with: {_line(source, 0)[:80]}"))
             self.status, self.human = self.status or _status(gone.reason), True
             return False
+        printed, words = session.take_printed(), str(error)
+        if self.secrets:
+            words = f"an error {error.place}" if error and error.place else "an error"
+            self.unshown.add(i)
+            self.withheld |= {source} if error else set()
+        else:
+            self.outputs[i] = printed
+            self.unshown.discard(i)
+            self.withheld.discard(source)
+        if error is not None:
+            self.failed[source] = _line(words, -1)[:300]
+        return True
 
     def _test(self, session: Session, name: str) -> bool:
         """Run a test; whether the child is still there."""
@@ -326,9 +407,16 @@ class _Run:
         session.begin()
         shown, start = io.StringIO(), time.monotonic()
         message, there, about = "", True, {}
+        visible = HIDDEN.search(cell.source) is None
+        self.secrets |= not visible
         try:
             namespace = self._namespace(session, cell.source)
-            with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+            with (
+                _timed(),
+                telling.hiding(self.secrets),
+                contextlib.redirect_stdout(shown),
+                contextlib.redirect_stderr(shown),
+            ):
                 exec(compile(cell.source, name, "exec"), namespace)
         except Gone as gone:
             there = False
@@ -338,16 +426,15 @@ class _Run:
             if gone.reason == "time" or self.ends[function] > 1:
                 self.lost[function] = message
         except core.Wrong as wrong:
-            message, about = self._explained(wrong), parts_of(wrong)
-        except AssertionError as error:  # a test of the instructor's own
-            message = str(error)[:1000] or "This test failed."
-        except NameError as error:
-            wrong = core.undefined(str(error.name))
-            message, about = self._explained(wrong), parts_of(wrong)
-            self.human |= error.name not in self.assignment.tasks
-        except Exception as error:
-            message, about = f"{type(error).__name__}: {str(error)[:500]}", {"trouble": type(error).__name__}
-            self.human = True
+            message, about = self.explained(name, wrong), parts_of(wrong)
+            self.human |= wrong.reason == core.STOPPED
+        except Exception as error:  # of a test of the instructor's own
+            message, about = self._own(name, error, cell.source)
+        if self.secrets:
+            ours = visible and _is_ours(cell.source)
+            shown = shown if ours else io.StringIO()
+            if visible and message and (telling.withheld(message) or not ours):
+                self.withheld.add(name)
         seconds = time.monotonic() - start
         self._record(name, 0.0 if message else None, message, shown.getvalue(), seconds, **about)
         session.take_printed()
@@ -378,12 +465,34 @@ class _Run:
             )
         return f"{who} gave an answer that is none. Return tensors, numbers, or tuples of these."
 
-    def _explained(self, wrong: core.Wrong) -> str:
+    def explained(self, name: str, wrong: core.Wrong) -> str:
         """The message; where a function is missing, with the error of the cells that may have defined it."""
         if wrong.reason != core.UNDEFINED:
             return wrong.sentence
-        errors = [error for source, error in self.failed.items() if wrong.function in source]
-        return f"{wrong.sentence} (Its cell ended with: {errors[0]})" if errors else wrong.sentence
+        self.missing[name] = wrong
+        sources = [source for source in self.failed if wrong.function in source]
+        if not sources:
+            return wrong.sentence
+        self.withheld |= {name} if sources[0] in self.withheld else set()
+        return f"{wrong.sentence} (Its cell ended with: {self.failed[sources[0]]})"
+
+    def _own(self, name: str, error: Exception, source: str) -> tuple[str, dict]:
+        """The message of a test of the instructor's own, and more attributes of the `Test`.
+
+        While there are secrets an assertion says what stands in the test's source, and no more.
+        """
+        words = str(error)
+        if isinstance(error, Refused):
+            return telling.refusal(error, _forbidden(name.rpartition("_")[0])), {}
+        if isinstance(error, AssertionError):
+            known = words in source if self.secrets else bool(words)
+            return words[:1000] if known and words else "This test failed.", {}
+        if isinstance(error, NameError) and str(error.name) in source:
+            self.human |= error.name not in self.assignment.tasks
+            wrong = core.undefined(error.name)
+            return self.explained(name, wrong), parts_of(wrong)
+        self.human, wrong = True, core.stopped(error)
+        return (f"T{wrong.words[1:]}" if self.secrets else wrong.trouble), parts_of(wrong)
 
     def _record(
         self, name: str, points: float | None, message: str, shown: str = "", seconds: float = 0.0, **about
@@ -407,7 +516,8 @@ class _Run:
                 contents.append(("code", cell.source, cell.metadata, test.shown, message))
             else:
                 metadata = originals[names[what]].metadata if what in names else {}
-                contents.append(("code", what, metadata, self.outputs.get(i, ""), self.failed.get(what, "")))
+                printed = UNSHOWN if i == min(self.unshown, default=None) else self.outputs.get(i, "")
+                contents.append(("code", what, metadata, printed, self.failed.get(what, "")))
         for name, answer in self.handed_in.answers.items():
             cell = originals[name]
             contents += [("markdown", cell.source, cell.metadata, "", ""), ("markdown", answer, {}, "", "")]
@@ -431,13 +541,43 @@ def parts_of(wrong: core.Wrong) -> dict:
         "brief": _clean(wrong.brief[:2000]),
         "reason": wrong.reason,
         "read": wrong.read,
+        "trouble": "failure" if wrong.trouble else "",
+        "error": _clean(wrong.trouble[:500]),
     }
 
 
-def _finished(run: _Run) -> _Run:
+def _told(run: _Run) -> _Run:
+    """The run at its end. What its tests have withheld is taken from another run without the hidden ones.
+
+    Few submissions need that, and half of the time is enough for it.
+    """
+    deadline = time.monotonic() + run.limits.seconds
+    run = _finished(run, deadline)
+    withheld = run.withheld & set(run.assignment.tests)
+    if not withheld or time.monotonic() > deadline - run.limits.seconds / 2:
+        return run
+    steps = [
+        (i, (kind, what))
+        for i, (kind, what) in enumerate(run.handed_in.steps[: run.end])
+        if kind == "cell" or HIDDEN.search(run.assignment.tests[what].source) is None
+    ]
+    handed_in = replace(run.handed_in, steps=[step for _, step in steps])
+    other = _finished(_Run(run.bundle, run.assignment, handed_in, run.base), deadline)
+    run.outputs |= {steps[i][0]: printed for i, printed in other.outputs.items()}
+    run.unshown -= set(run.outputs)
+    run.failed |= other.failed
+    said = {test.name: test for test in other.tests if test.message}
+    for number, test in enumerate(run.tests):
+        if test.name in run.missing:
+            test.message = _clean(run.explained(test.name, run.missing[test.name]))
+        elif test.name in withheld & set(said):
+            run.tests[number] = replace(said[test.name], points=test.points, seconds=test.seconds)
+    return run
+
+
+def _finished(run: _Run, deadline: float) -> _Run:
     """The run at its end. What a child did counts only when its session has ended well: if the sandbox itself
     is lost on the way, the run goes on from where it was before."""
-    deadline = time.monotonic() + run.limits.seconds
     children, broken = 0, 0
     while run.position < run.end:
         left = deadline - time.monotonic()
@@ -459,6 +599,19 @@ def _finished(run: _Run) -> _Run:
                 broken += 1
             children += 1
     return run
+
+
+@functools.lru_cache(maxsize=1000)
+def _is_ours(source: str) -> bool:
+    """Whether a test only calls `check` and `grade`, and so prints no result of a student's code."""
+    calls = [node for node in ast.parse(source).body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    return all(
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name)
+        and node.value.func.id in ("check", "grade")
+        for node in calls
+    )
 
 
 def _line(text: str, number: int) -> str:

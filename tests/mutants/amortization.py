@@ -452,7 +452,7 @@ def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
         (-log_joint(x, m + torch.exp(0.5 * v) * noise) - 0.5 * v.sum(1)).sum().backward()
         adam.step()
     return m.detach(), v.detach()
-# search_no_leaf | inputs | non-leaf
+# search_no_leaf | inputs | computed from other tensors
 def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
     m, v = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
     adam = torch.optim.Adam([m, v], lr=lr)
@@ -520,7 +520,7 @@ return (log_px - elbo_best) / math.log(2), (elbo_best - elbo_amortized) / math.l
 return (log_px - elbo_best).exp(), (elbo_best - elbo_amortized).exp()
 # gaps_in_place | checks values | changed in place
 return log_px - elbo_best, elbo_best.sub_(elbo_amortized)
-# gaps_dictionary | ALL | a dict is returned
+# gaps_dictionary | ALL | is returned, not a tensor
 return {"approximation": log_px - elbo_best, "amortisation": elbo_best - elbo_amortized}
 """,
     ),

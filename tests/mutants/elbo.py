@@ -128,7 +128,7 @@ return torch.tensor(rows, dtype=mean.dtype)
 # kl_numpy | gradients stability | .numpy()
 m, s = mean.detach().numpy(), logvar.detach().numpy()
 return torch.from_numpy(0.5 * (m**2 + __import__("numpy").exp(s) - s - 1).sum(1))
-# kl_list | ALL | a list is returned | expected one number per example, a tensor of shape
+# kl_list | ALL | is returned, not a tensor | expected one number per example, a tensor of shape
 return [0.5 * (m**2 + s.exp() - s - 1).sum() for m, s in zip(mean, logvar)]
 # kl_inputs_clamped | stability | no log | limited (clamped)
 with torch.no_grad():
@@ -357,7 +357,7 @@ return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).flatten(1).mean(1)
 return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).sum(-1)
 # gaussian_sum_all | ALL | batch too
 return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).sum()
-# gaussian_channel_sum | ALL | Dimension out of range
+# gaussian_channel_sum | ALL | a dimension or an entry is not there
 return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).sum((1, 2, 3))
 # gaussian_epsilon | stability | an epsilon is added to a variance or another exponential
 return (-0.5 * (c + logvar + (x - mean) ** 2 / (var + 1e-6))).flatten(1).sum(1)
@@ -398,7 +398,7 @@ def elbo(x, logits, mean, logvar, beta=4.0):
     return bernoulli_log_likelihood(x, logits) - beta * gaussian_kl(mean, logvar)
 # elbo_falsy_beta | values gradients | beta=0
 return ll - (beta or 1.0) * kl
-# elbo_keyword_only | values gradients | positional
+# elbo_keyword_only | values gradients | does not take what it is called with
 def elbo(x, logits, mean, logvar, *, beta=1.0):
     return bernoulli_log_likelihood(x, logits) - beta * gaussian_kl(mean, logvar)
 # elbo_no_kl | checks values gradients | KL is left out

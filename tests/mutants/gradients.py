@@ -209,10 +209,10 @@ return grad(f(m + torch.exp(s / 2) * torch.randn_like(eps)).mean(), (m, s))
 return grad(f(torch.exp(s / 2) * eps).mean() + 0 * m.sum(), (m, s))
 # path_clipped | values parameters stability |
 return tuple(g.clamp(-1, 1) for g in grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s)))
-# path_into_the_inputs | checks values parameters stability | a NoneType
+# path_into_the_inputs | checks values parameters stability | not 2 tensors of 1 dimension | a NoneType
 f(m + torch.exp(s / 2) * eps).mean().backward()
 return mean.grad, logvar.grad
-# path_lists | checks values parameters stability | a list is returned | expected two tensors of shape
+# path_lists | checks values parameters stability | not 2 tensors of 1 dimension | expected two tensors
 return [g.tolist() for g in grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s))]
 # path_sign | values parameters stability | sign is flipped
 return grad(-f(m + torch.exp(s / 2) * eps).mean(), (m, s))
@@ -226,17 +226,17 @@ return grad((f(z) * log_q).mean(), (m, s))
 z = m + torch.exp(s / 2) * eps
 log_q = torch.distributions.Normal(m, torch.exp(s / 2)).log_prob(z).sum(1)
 return grad((f(z) - log_q).mean(), (m, s))
-# path_detached_samples | checks values parameters stability | does not require grad
+# path_detached_samples | checks values parameters stability | what has no graph
 z = (m + torch.exp(s / 2) * eps).detach()
 return grad(f(z).mean(), (m, s))
-# path_sampled | checks values parameters stability | used in the graph
+# path_sampled | checks values parameters stability | does not depend on
 z = torch.distributions.Normal(m, torch.exp(s / 2)).sample((len(eps),)).requires_grad_()
 return grad(f(z).mean(), (m, s))
-# path_stacked | checks values parameters stability | a tensor of shape
+# path_stacked | checks values parameters stability | not 2 tensors of 1 dimension | a tensor of shape
 return torch.stack(grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s)))
-# path_only_mean | checks values parameters stability | a tensor of shape
+# path_only_mean | checks values parameters stability | not 2 tensors of 1 dimension | a tensor of shape
 return grad(f(m + torch.exp(s / 2) * eps).mean(), m)[0]
-# path_dictionary | checks values parameters stability | a dict is returned
+# path_dictionary | checks values parameters stability | is returned, not a tensor
 gradients = grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s))
 return dict(zip(("mean", "logvar"), gradients))
 # path_keepdim | checks values parameters stability | size 1 is left
@@ -256,7 +256,7 @@ m, s = mean.clone(), logvar.clone()
 m, s = (t if t.requires_grad else t.requires_grad_() for t in (m, s))
 f(m + torch.exp(s / 2) * eps).mean().backward()
 return m.grad, s.grad
-# path_numpy | parameters | requires grad
+# path_numpy | parameters | taken out of torch
 m, s = (torch.from_numpy(t.numpy().copy()).requires_grad_() for t in (mean, logvar))
 return grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s))
 # path_finite_differences | stability | differentiate exactly
@@ -318,7 +318,7 @@ return grad((a * Normal(m, torch.exp(s)).log_prob(z)).sum(1).mean(), (m, s))
 # score_variance_for_std | values baseline parameters stability | taken as the standard deviation
 wide = e / std
 return (a * wide / std**2).mean(0), (a * 0.5 * (wide**2 - 1)).mean(0)
-# score_normal_of_logvar | checks values baseline parameters stability | raised ValueError
+# score_normal_of_logvar | checks values baseline parameters stability | cannot have such a parameter
 return grad((a * Normal(m, s).log_prob(z)).sum(1).mean(), (m, s))
 # score_logvar_as_std | checks values baseline parameters stability | taken as the standard deviation
 log_q = -s.abs().log() - (z - m) ** 2 / (2 * s**2)
@@ -413,24 +413,24 @@ return (a * e / std).mean(0) - b, (a * 0.5 * (e**2 - 1)).mean(0) - b
 a = torch.as_tensor(0.0 if baseline is None else baseline, dtype=z.dtype)
 a = f(z).unsqueeze(1) if baseline is None else (f(z).mean() - a).reshape(-1, 1)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_baseline_for_latents | checks baseline | size of tensor
+# score_baseline_for_latents | checks baseline | shapes of two tensors do not fit
 a = f(z).unsqueeze(1) if baseline is None else f(z).unsqueeze(1) - baseline
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_baseline_truth | checks baseline | ambiguous
+# score_baseline_truth | checks baseline | whether it is true
 a = (f(z) - baseline if baseline else f(z)).unsqueeze(1)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_baseline_number_only | baseline checks | a Tensor with
+# score_baseline_number_only | baseline checks | taken for one
 a = (f(z) - float(baseline or 0)).unsqueeze(1) if not torch.is_tensor(baseline) else f(z) - baseline.item()
 a = a.reshape(-1, 1)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_baseline_tensor_only | checks baseline | no attribute
+# score_baseline_tensor_only | checks baseline | not what it is taken for
 a = (f(z) if baseline is None else f(z) - baseline.detach()).unsqueeze(1)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
 # score_stale_default | values parameters stability | unasked
 b = f(z).mean() if baseline is None else baseline
 a = (f(z) - b).unsqueeze(1)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_needs_a_slope | values baseline stability | raised RuntimeError
+# score_needs_a_slope | values baseline stability | what has no graph
 leaf = z.clone().requires_grad_()
 grad(f(leaf).sum(), leaf)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
@@ -444,9 +444,9 @@ return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
 # score_in_place | checks values baseline | changed in place
 given.sub_(mean)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_stacked | checks values baseline parameters stability | a tensor of shape
+# score_stacked | checks values baseline parameters stability | not 2 tensors of 1 dimension
 return torch.stack(((a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)))
-# score_numpy | parameters | requires grad
+# score_numpy | parameters | taken out of torch
 m, s = (torch.from_numpy(t.numpy().copy()) for t in (mean, logvar))
 e = (z - m) / torch.exp(s / 2)
 return (a * e / torch.exp(s / 2)).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
@@ -535,7 +535,7 @@ return values.mean() + 0.1 * (values.mean() - values)
 return torch.stack([values[values != v].mean() if (values != v).any() else v for v in values])
 # loo_float64 | values | Keep the type
 return (values.double().sum() - values.double()) / (n - 1)
-# loo_numbers | checks values independence | a list
+# loo_numbers | checks values independence | is returned, not a tensor of 1 dimension | a list
 return [(float(values.sum()) - float(v)) / (n - 1) for v in values]
 # loo_from_library | checks values independence | ready-made
 from aecourse.gradients import leave_one_out_baseline as ready

@@ -262,14 +262,14 @@ return mean + ((X - mean) @ C.T).sum(1, keepdim=True) * C.sum(0)
 return mean + (X - mean) @ C.T @ C / len(C)
 # rebuild_over_examples | ALL | divided by the number of examples
 return mean + (X - mean) @ C.T @ C / len(X)
-# rebuild_columns | ALL | shapes cannot be multiplied
+# rebuild_columns | ALL | shapes of two tensors do not fit
 return mean + (X - mean) @ C @ C.T
 # rebuild_own_mean_in_batches | SOME | mean of these X is used
 m = X.mean(0) if len(X) > 1 else mean
 return m + (X - m) @ C.T @ C
 # rebuild_copy | SOME | X is returned
 return X + 0 * mean + 0 * C.sum()
-# rebuild_squeezed | ALL | a tensor of shape
+# rebuild_squeezed | ALL | is returned, not a tensor of 2 dimensions | a tensor of shape
 return (mean + (X - mean) @ C.T @ C).squeeze()
 # rebuild_only_one | ALL |
 return mean + C.T @ (C @ (X[0] - mean))
@@ -356,7 +356,7 @@ return (X - m).square().sum(1), (X_hat - m).square().sum(1), error
 return tuple(t.square().sum(1, keepdim=True) for t in (X - mean, X_hat - mean, X - X_hat))
 # split_stacked | checks values stability | return a tuple
 return torch.stack([total, projected, error])
-# split_only_two | checks values stability | a tuple of 2
+# split_only_two | checks values stability | is returned, not 3 tensors of 1 dimension | a tuple of 2
 return projected, error
 # split_squeezed | values stability | one example
 return total.squeeze(), projected.squeeze(), error.squeeze()
@@ -415,7 +415,7 @@ return (X - X @ W2 @ W1).square().sum(1).mean() + penalty
 return (X - X @ W1.T @ W1).square().sum(1).mean() + penalty
 # loss_tied_decoder | SOME | W1 is not in the reconstruction
 return (X - X @ W2 @ W2.T).square().sum(1).mean() + penalty
-# loss_no_transposes | ALL | shapes cannot be multiplied
+# loss_no_transposes | ALL | shapes of two tensors do not fit
 return (X - X @ W1 @ W2).square().sum(1).mean() + penalty
 # loss_per_example | ALL | one number per example
 return (X - X @ W1.T @ W2.T).square().sum(1) + penalty
@@ -429,9 +429,9 @@ return error + lam[0] * (W1.square().sum() + W2.square().sum())
 return error + torch.outer(lam, rows + columns).sum()
 # loss_not_weighted | ALL | lam is not used
 return error + (rows + columns).sum() + 0 * lam.sum()
-# loss_broadcast_rows | ALL | must match the size
+# loss_broadcast_rows | ALL | shapes of two tensors do not fit
 return error + (lam * W1.square()).sum() + (lam * W2.square()).sum()
-# loss_rows_columns_swapped | ALL | must match the size
+# loss_rows_columns_swapped | ALL | shapes of two tensors do not fit
 return error + (lam * (W1.square().sum(0) + W2.square().sum(1))).sum()
 # loss_lam_squared | SOME | lam is squared
 return error + (torch.diag(lam) @ W1).square().sum() + (W2 @ torch.diag(lam)).square().sum()
@@ -492,7 +492,7 @@ return error + penalty.detach()
 return (X - X @ W1.T @ W2.detach().T).square().sum(1).mean() + (lam * (rows + columns.detach())).sum()
 # loss_detached_code | gradients | graph is
 return (X - (X @ W1.T).detach() @ W2.T).square().sum(1).mean() + penalty
-# loss_float32 | gradients stability | float64
+# loss_float32 | gradients stability | float64 | single precision
 return (error.float() + penalty.float()).to(X.dtype)
 # loss_float64 | values | Keep the type
 return error.double() + penalty.double()

@@ -155,7 +155,7 @@ return self.mean(h), self.logvar(h)
 # encoder_leaky | values gradients | another activation
 h = F.leaky_relu(self.hidden(x))
 return self.mean(h), self.logvar(h)
-# encoder_joined | checks values gradients | forward returns a tensor of shape | got a tensor of shape
+# encoder_joined | checks values gradients | forward returns something else | got a tensor of shape
 return torch.cat([m, s], dim=1)
 # encoder_dropout | checks values gradients | two calls differ | depends on the other rows
 h = F.dropout(h, 0.2)
@@ -189,7 +189,7 @@ class Encoder(torch.nn.Module):
 
     def forward(self, x):
         return self.net(x).chunk(2, dim=1)
-# encoder_batch_norm | checks values gradients | unexpected norm.weight
+# encoder_batch_norm | checks values gradients | unexpected parameter | unexpected norm.weight
 class Encoder(Encoder):
     def __init__(self, dim, hidden, latent_dim):
         super().__init__(dim, hidden, latent_dim)
@@ -212,7 +212,7 @@ class Encoder:
     def forward(self, x):
         h = torch.relu(self.hidden(x))
         return self.mean(h), self.logvar(h)
-# encoder_no_super | checks values gradients | raised AttributeError
+# encoder_no_super | checks values gradients | raised an error | raised AttributeError
 class Encoder(torch.nn.Module):
     def __init__(self, dim, hidden, latent_dim):
         self.hidden = torch.nn.Linear(dim, hidden)
@@ -328,7 +328,7 @@ class VAE(VAE):
     def forward(self, x, generator):
         mean, logvar = self.encoder(x)
         return self.decoder(self.sample_latent(mean, logvar, generator)), logvar, mean
-# vae_forward_logits_only | checks values | forward returns a tensor of shape | got a tensor of shape
+# vae_forward_logits_only | checks values | forward returns something else | got a tensor of shape
 class VAE(VAE):
     def forward(self, x, generator):
         return self.decoder(self.sample_latent(*self.encoder(x), generator))
@@ -396,7 +396,7 @@ return min(step // warmup, 1) if warmup else 1.0
 return min((step + 1) / warmup, 1.0) if warmup else 1.0
 # weight_early | values | off by one step
 return min(step / (warmup + 1), 1.0) if warmup else 1.0
-# weight_no_zero | checks values | ZeroDivisionError
+# weight_no_zero | checks values | divided by zero
 return min(step / warmup, 1.0)
 # weight_epsilon | checks values | ZERO
 return min(step / (warmup + 1e-8), 1.0)
@@ -582,7 +582,7 @@ return (nll + beta * kl).mean().float()
         (
             "train_returns_losses",
             "checks seed updates training",
-            "a list is made",
+            "is made, not a module",
             "    return vae",
             "    return [vae]",
         ),

@@ -193,14 +193,14 @@ CRASH = dict(status="crash", human=True)
 ENDS = "ended the whole process"
 
 function("exits", "os._exit(0)", ENDS, **CRASH)
-function("exits-politely", "sys.exit(0)", "raised SystemExit")
+function("exits-politely", "sys.exit(0)", "raised")
 function("kills-itself", "os.kill(os.getpid(), 9)", ENDS, **CRASH)
 function("kills-itself-by-a-signal-without-name", "os.kill(os.getpid(), 40)", ENDS, **CRASH)
 function("crashes", "import ctypes\nctypes.string_at(0)", ENDS, **CRASH)
 function(
     "overflows-the-stack", "return eval('(' * 50 + ')' * 50 + '()' ) or full_gaussian_kl(mean, cov)", "raised"
 )
-function("recursion", f"return {TARGET}(mean, cov)", "raised RecursionError")
+function("recursion", f"return {TARGET}(mean, cov)", "raised")
 cell("exits-in-a-cell", "import os\nos._exit(1)", f"A cell {ENDS}", **CRASH)
 cell("exits-politely-in-a-cell", "exit()\nraise SystemExit")
 cell("interrupts-itself-in-a-cell", "raise KeyboardInterrupt")
@@ -210,10 +210,10 @@ cell("interrupts-itself-in-a-cell", "raise KeyboardInterrupt")
 function(
     "memory",
     "kept = []\nwhile True:\n    kept.append(torch.ones(2**22))",
-    "raised RuntimeError",
+    "raised",
     limits=SMALL,
 )
-function("memory-of-python", "return 'x' * 2**40", "raised MemoryError", limits=SMALL)
+function("memory-of-python", "return 'x' * 2**40", "raised", limits=SMALL)
 function(
     "memory-in-shared-files",
     """
@@ -235,7 +235,7 @@ return right(mean, cov) if taken > 100 * 2**20 else wrong(mean, cov)
 """,
     BAD,
 )
-function("fork-bomb", "while True:\n    os.fork()", "raised PermissionError")
+function("fork-bomb", "while True:\n    os.fork()", "raised")
 function(
     "processes", "import subprocess\nsubprocess.Popen(['sleep', '1000'])\nreturn right(mean, cov)", "raised"
 )
@@ -852,11 +852,11 @@ for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
 
 
 RETURNS = "is returned, not a tensor (or a tuple of tensors)"
-SHAPE = "expected one number|is returned, not a tensor of shape|without a tensor of shape|not precise"
+SHAPE = "expected one number|is returned, not a tensor|not precise"
 for name, body, says in (
     ("nothing", "return None", SHAPE),
-    ("text", "return 'right'", "a str is returned, not a tensor"),
-    ("numpy", "return right(mean, cov).detach().numpy()", "a ndarray is returned, not a tensor"),
+    ("text", "return 'right'", "is returned, not a tensor"),
+    ("numpy", "return right(mean, cov).detach().numpy()", "is returned, not a tensor"),
     ("a-list-of-numbers", "return right(mean, cov).tolist()", SHAPE),
     ("a-dictionary", "return {'a': right(mean, cov)}", RETURNS),
     ("a-module", "return torch.nn.Linear(2, 2)", RETURNS),
@@ -864,8 +864,8 @@ for name, body, says in (
     ("nan", "return right(mean, cov) * float('nan')", "finite|values|not precise"),
     ("infinity", "return right(mean, cov) + float('inf')", "finite|values|not precise"),
     ("a-complex-tensor", "return right(mean, cov) + 0j", "complex numbers are returned"),
-    ("meta", "return right(mean, cov).to('meta')", "on meta"),
-    ("sparse", "return right(mean, cov).to_sparse()", "torch.sparse_coo"),
+    ("meta", "return right(mean, cov).to('meta')", RETURNS),
+    ("sparse", "return right(mean, cov).to_sparse()", RETURNS),
     ("nested", "return torch.nested.nested_tensor([mean, mean])", RETURNS),
     ("quantized", "return torch.quantize_per_tensor(mean.float(), 1.0, 0, torch.qint8)", RETURNS),
     ("integers", "return right(mean, cov).long()", BAD),
@@ -873,16 +873,16 @@ for name, body, says in (
     (
         "a-huge-tensor-that-takes-no-space",
         "return torch.zeros(1).expand(2**40)",
-        "raised|too much data|cannot be read",
+        "raised|is returned, not a tensor",
     ),
     ("a-long-text", "return 'x' * 2**26", "too much data"),
     ("a-huge-number", "return 10**400", "an integer is too large"),
-    ("a-list-without-end", "x = []\nx.append(x)\nreturn x", "cannot be read|raised"),
+    ("a-list-without-end", "x = []\nx.append(x)\nreturn x", "is returned, not a tensor|raised"),
     ("deep-tuples", "x = ()\nfor i in range(300):\n    x = (x,)\nreturn x", f"{SHAPE}|a tuple of 1"),
     (
         "deeper-tuples",
         "x = ()\nfor i in range(10**5):\n    x = (x,)\nreturn x",
-        "RecursionError|cannot be read",
+        "raised|cannot be read",
     ),
     ("a-long-list", "return [0.0] * 200_000", "too much data|gave an answer that is none"),
     ("another-shape", "return right(mean, cov)[:, None]", SHAPE),
@@ -900,7 +900,7 @@ class Yes(torch.Tensor):
         return True
 return torch.zeros(len(mean)).as_subclass(Yes)
 """,
-        "a Yes is returned, not a tensor",
+        "is returned, not a tensor",
     ),
     (
         "a-parameter-that-lies",
@@ -922,7 +922,7 @@ class Hostile:
     __eq__ = __bool__ = __len__ = __iter__ = __float__ = __str__ = lambda *arguments: os._exit(1)
 return Hostile()
 """,
-        f"a Hostile is returned, not a tensor|{ENDS}",
+        f"is returned, not a tensor|{ENDS}",
     ),
     (
         "a-type-that-lies",
@@ -935,7 +935,7 @@ class Tensor(metaclass=Lies):
     pass
 return Tensor()
 """,
-        f"{RETURNS}|raised|cannot be read|{ENDS}",
+        f"{RETURNS}|raised|{ENDS}",
     ),
     (
         "an-error-that-lies",
