@@ -38,7 +38,7 @@ def session_with(source):
     sandbox = worker._sandbox("bubblewrap", submission.Assignment.of("elbo", text).imports)
     with sandbox.open(Limits(), 60) as session:
         session.begin()
-        assert session.ask("cell", textwrap.dedent(source))[0] == ""
+        assert not session.ask("cell", textwrap.dedent(source))[0]
         yield session
 
 

@@ -13,6 +13,7 @@ import gc
 import sys
 import types
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 
@@ -33,6 +34,15 @@ LIBRARY = (
     *("bounds", "disentanglement", "evaluate", "gradients", "inference", "likelihoods", "mixtures"),
     *(f"checks.{assignment}" for assignment in ASSIGNMENTS),
 )
+
+
+_loaded = 0
+
+
+def settled() -> None:
+    """Say that no module has been loaded twice so far: in a fork even to look at them would copy them all."""
+    global _loaded
+    _loaded = len(sys.modules)
 
 
 @contextlib.contextmanager
@@ -128,8 +138,9 @@ def _functions(name: str) -> Iterator[types.FunctionType]:
         thing = getattr(thing, word, None)
     if isinstance(thing, types.ModuleType):
         file = vars(thing).get("__file__")
-        others = [m for m in list(sys.modules.values()) if isinstance(m, types.ModuleType)]
-        modules = [m for m in others if file and vars(m).get("__file__") == file] or [thing]
+        new = islice(reversed(sys.modules.values()), max(0, len(sys.modules) - _loaded))
+        others = [m for m in new if isinstance(m, types.ModuleType) and m is not thing]
+        modules = [thing, *(m for m in others if file and vars(m).get("__file__") == file)]
         things = [
             value
             for module in modules

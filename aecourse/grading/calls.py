@@ -15,7 +15,7 @@ import traceback
 
 import torch
 
-from aecourse.checks.bans import banned, settings_kept
+from aecourse.checks.bans import banned, settings_kept, settled
 from aecourse.checks.calling import Calls, Copies, given_in
 from aecourse.checks.modules import Held
 from aecourse.grading import wire
@@ -165,6 +165,7 @@ class Child:
 def serve(shell, channel: socket.socket, most_output: int) -> None:
     """Answer requests until the socket closes."""
     output, child = Output(most_output), Child(shell, channel)
+    settled()
     while True:
         try:
             action, arguments, dropped = wire.receive(channel, trusted=True)
