@@ -23,7 +23,7 @@ from sklearn.neural_network import MLPClassifier
 from torch import nn
 from torch.nn.functional import normalize
 
-from aecourse import VAE, Autoencoder, SparseAutoencoder, data, fit
+from aecourse import VAE, Autoencoder, DenoisingAutoencoder, SparseAutoencoder, data, fit
 from aecourse.bounds import Loss
 from aecourse.evaluate import probe_accuracy
 from aecourse.inference import fit_mixture
@@ -333,9 +333,6 @@ class Deep:
         )
         result["PCA accuracy"] = 100 * probe.value.item()
 
-        def falling(lr, epochs):
-            return lambda epoch: lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-
         torch.manual_seed(seed)
         shallow = Autoencoder.mlp(self.shape, 8, hidden=(), error="cross_entropy")
         fit(shallow, self.x, epochs=50, batch_size=100, lr=falling(2e-2, 50), seed=seed, progress=False)
@@ -348,6 +345,76 @@ class Deep:
         return result
 
 
+# ------------------------------------------------------------------------------------- denoising
+
+
+def falling(lr, epochs):
+    """A step size that falls from lr to zero as half a cosine."""
+    return lambda epoch: lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+class Denoising:
+    """A network against the best linear map, noise with and without sparsity: the chapter "denoising"."""
+
+    def __init__(self, images):
+        self.shape = images.image_shape
+        self.x, self.x_test = images.train[:10_000], images.test[:1000]
+        self.large = len(self.x) > 5000
+        self.corruptions = {
+            "noise": partial(data.add_gaussian_noise, sigma=0.5),
+            "masking": partial(data.mask, probability=0.5),
+            "resolution": partial(data.downsample, factor=max(2, self.shape[1] // 7)),
+        }
+
+    def fixed(self):
+        return {}
+
+    def error(self, rebuilt):
+        return (rebuilt.view_as(self.x_test) - self.x_test).square().flatten(1).sum(dim=1).mean().item()
+
+    def linear(self, corruption, damaged):
+        """The best affine map, from corrupted copies of the training images, on these."""
+        clean = self.x.repeat(math.ceil(10_000 / len(self.x)), 1, 1, 1)
+        corrupted, clean = corruption(clean).flatten(1).double(), clean.flatten(1).double()
+        shift, offset = corrupted.mean(dim=0), clean.mean(dim=0)
+        inverse = torch.linalg.pinv((corrupted - shift).T @ (corrupted - shift), hermitian=True, rtol=1e-6)
+        matrix = inverse @ (corrupted - shift).T @ (clean - offset)
+        return ((damaged.flatten(1).double() - shift) @ matrix + offset).float()
+
+    def row(self, seed):
+        result = {"tasks": {}, "pressures": {}}
+        units, steps = (400, 900) if self.large else (256, 600)
+        epochs = math.ceil(100 * steps / len(self.x))
+        for name, corruption in self.corruptions.items():
+            torch.manual_seed(seed)
+            damaged = corruption(self.x_test)
+            by_linear = self.linear(corruption, damaged)
+            options = {"hidden": (units,), "code": "relu", "corruption": corruption}
+            model = DenoisingAutoencoder.mlp(self.shape, units, **options)
+            settings = {"epochs": epochs, "batch_size": 100, "lr": falling(0.003, epochs)}
+            fit(model, self.x, **settings, seed=seed, progress=False)
+            result["tasks"][name] = [self.error(found) for found in (by_linear, model.reconstruct(damaged))]
+        noise = self.corruptions["noise"]
+        torch.manual_seed(seed)
+        damaged = noise(self.x_test)
+        epochs = 6 if self.large else 35
+        settings = {"epochs": epochs, "batch_size": 100, "lr": falling(0.005, epochs)}
+        for name, weight, corruption in (
+            ("neither", 0.0, None),
+            ("sparse", 0.05, None),
+            ("denoising", 0.0, noise),
+            ("both", 0.05, noise),
+        ):
+            torch.manual_seed(seed)
+            options = {"hidden": (), "weight": weight, "corruption": corruption}
+            model = SparseAutoencoder.mlp(self.shape, 256, **options)
+            fit(model, self.x, **settings, seed=seed, progress=False)
+            with torch.no_grad():
+                active = (model.encode(damaged) > 0).float().sum(dim=1).mean().item()
+            result["pressures"][name] = {"noisy": self.error(model.reconstruct(damaged)), "active": active}
+        return result
+
+
 # ------------------------------------------------------------------------------------------ main
 
 EXPERIMENTS = {
@@ -356,6 +423,7 @@ EXPERIMENTS = {
     "noisy_codes": NoisyCodes,
     "sparse": Sparse,
     "deep": Deep,
+    "denoising": Denoising,
 }
 
 
