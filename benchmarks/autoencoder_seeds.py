@@ -318,6 +318,7 @@ class Deep:
         for name, hidden, code in (
             ("ten layers", (256, 128, 64, 32), "linear"),
             ("eight layers", (256, 128, 64), "sigmoid"),
+            ("eight layers, linear code", (256, 128, 64), "linear"),
         ):
             result[name] = {
                 start: self.plane(seed, hidden, gain, code)
