@@ -77,18 +77,6 @@ def values_in_evaluation(task: Task, student: Student, draw: Draw) -> None:
         values(replace(task, cases=cases, probes=task.probes or task.cases), student, draw)
 
 
-def values_in_evaluation(task: Task, student: Student, draw: Draw) -> None:
-    """The values, also under torch.no_grad(): a function that looks at it would be another in evaluation."""
-    values(task, student, draw)
-
-    def cases(draw: Draw) -> list[Case]:
-        found = list(task.cases(draw))[:3]
-        return [replace(case, label=f"{case.label}, under torch.no_grad()") for case in found]
-
-    with torch.no_grad():
-        values(replace(task, cases=cases, probes=task.probes or task.cases), student, draw)
-
-
 def _wrong(words: str, cause: Cause, where: str) -> Wrong:
     """A report files by its inputs what is wrong for these alone."""
     return Wrong(
