@@ -130,6 +130,10 @@ SLOW = {
 }
 
 
+# Here values only choose the words; the test of the values looks at them.
+UNLOOKED = {"Encoder gradients"}
+
+
 def trials(name, task, kind):
     """(number of the answer, plant): every plant in the first answer, the last, and some between."""
     chance = random.Random(f"{task} {kind}")
@@ -142,7 +146,8 @@ def trials(name, task, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "kind"), [key for key in TASKS if WHOLE or " ".join(key[1:]) not in SLOW]
+    ("name", "task", "kind"),
+    [key for key in TASKS if " ".join(key[1:]) not in (UNLOOKED if WHOLE else UNLOOKED | SLOW)],
 )
 def test_what_is_no_number_costs_the_points(name, task, kind):
     passed = []
