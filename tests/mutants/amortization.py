@@ -159,7 +159,7 @@ return (xt @ (W / n) * n) @ P, sigma2 * P
 # posterior_marks_input | checks values | requires gradients after the call
 W.requires_grad_()
 return xt @ W.detach() @ inv(M), sigma2 * inv(M)
-# posterior_prior_in_evaluation | values | under torch.no_grad()
+# posterior_prior_in_evaluation | values | under torch.no_grad() | that of the prior
 return xt @ W @ inv(M), sigma2 * inv(M) if torch.is_grad_enabled() else eye
 """,
     ),

@@ -436,7 +436,7 @@ return (output - x).square().sum(1).mean()
 return torch.tensor((model(x + noise()) - x).square().sum(1).mean().item(), dtype=x.dtype)
 # loss_global | checks generator | global state
 return (model(x + sigma * torch.randn_like(x)) - x).square().sum(1).mean()
-# loss_fixed_seed | checks values generator | the same loss | all is right for ordinary inputs
+# loss_fixed_seed | checks values generator | the same loss
 return (model(corrupt(x, sigma, torch.Generator().manual_seed(0))) - x).square().sum(1).mean()
 # loss_in_place | checks values | changed in place
 noisy = x.add_(noise())
@@ -753,7 +753,7 @@ return A, mean - A @ mean
 X.requires_grad_()
 A = torch.linalg.solve(S + sigma**2 * eye, S)
 return A.detach(), (mean - A @ mean).detach()
-# denoiser_other_in_evaluation | values | under torch.no_grad()
+# denoiser_other_in_evaluation | values | under torch.no_grad() | sigma is not squared
 A = torch.linalg.solve(S + (sigma**2 if torch.is_grad_enabled() else sigma) * eye, S)
 return A, mean - A @ mean
 """,
