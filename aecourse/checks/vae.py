@@ -1290,6 +1290,8 @@ def learns(start: dict, end: dict, white, black) -> bool:
     """Whether the logits of pixels that are always white go one way, and those of black ones the other: every
     step along a gradient does that, of whichever sign, and noise does not."""
     moves = end["decoder.logits.bias"] - start["decoder.logits.bias"]
+    if not moves.any():  # not in the optimiser, as another test says
+        return True
     return any(bool((sign * moves[white] > 0).all() and (sign * moves[black] < 0).all()) for sign in (1, -1))
 
 
@@ -1314,13 +1316,13 @@ def train_seed(task: Task, student: Student, draw: Draw) -> None:
     """The seed decides everything, and the global random state is as it was."""
     images = framed(spots(60, draw.generator))
     seed = 1000 + draw.seed().number % 1000
-    runs = []
+    runs, restored = [], []
     with torch.random.fork_rng(devices=[]):
         for number, moment in ((seed, 1), (seed, 2), (seed + 1, 1)):
             torch.manual_seed(moment)
             state = torch.random.get_rng_state()
             runs.append(trained(student, images, 2, 2, number)[1])
-            untouched = torch.equal(state, torch.random.get_rng_state())
+            restored.append(torch.equal(state, torch.random.get_rng_state()))
             needs(untouched(student, images), "the images are changed in place.")
     needs(
         not equal_states(runs[0], runs[2]),
@@ -1337,7 +1339,7 @@ def train_seed(task: Task, student: Student, draw: Draw) -> None:
         "with epochs=0 two seeds give the same parameters: the initial weights ignore the seed.",
     )
     needs(
-        untouched,
+        all(restored),
         "torch's global random state is another one afterwards. Whoever calls it should not "
         "notice: put back the state that was there.",
     )

@@ -428,7 +428,7 @@ return mean + std * torch.stack([noise, -noise], 1).flatten(0, 1)[: len(mean)]
 # vae_mirrored_ends | noise | mirror image
 noise = torch.randn((len(mean) + 1) // 2, mean.shape[1], generator=generator)
 return mean + std * torch.cat([noise, -noise.flip(0)])[-len(mean):]
-# vae_every_second_call | values noise | earlier calls
+# vae_every_second_call | values noise | | earlier calls
 if getattr(self, "noise", None) is None or self.noise.shape != mean.shape:
     self.noise = torch.randn(mean.shape, generator=generator)
     return mean + std * self.noise
