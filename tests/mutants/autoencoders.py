@@ -436,7 +436,7 @@ return (output - x).square().sum(1).mean()
 return torch.tensor((model(x + noise()) - x).square().sum(1).mean().item(), dtype=x.dtype)
 # loss_global | checks generator | global state
 return (model(x + sigma * torch.randn_like(x)) - x).square().sum(1).mean()
-# loss_fixed_seed | checks values generator | the same loss
+# loss_fixed_seed | checks values generator | the same loss | all is right for ordinary inputs
 return (model(corrupt(x, sigma, torch.Generator().manual_seed(0))) - x).square().sum(1).mean()
 # loss_in_place | checks values | changed in place
 noisy = x.add_(noise())
