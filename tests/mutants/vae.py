@@ -746,8 +746,8 @@ return (nll + beta * kl).mean().float()
         ),
         (
             "train_first_batch_only",
-            "updates training",
-            "had no influence",
+            "seed updates training",
+            "come in the same order",
             "torch.randperm(len(x)).split(50)",
             "torch.arange(min(len(x), 50)).split(16)[:1] * 10",
         ),
@@ -815,7 +815,7 @@ return (nll + beta * kl).mean().float()
         ),
         (
             "train_stops_at_100",
-            "updates training",
+            "updates",
             "change the parameters no further",
             "            optimiser.zero_grad()\n",
             "            if step >= 100:\n                break\n            optimiser.zero_grad()\n",
