@@ -1795,6 +1795,18 @@ def mended_d(task: Task, student: Student, draw: Draw) -> None:
         good = same(losses[0] - losses[1], 2 * kl.mean(), 1e-4, 1e-5)
         needs(good, "symptom D: beta does not add beta times the mean KL to `loss`.")
         _loss_is_composed(vae, x, draw)
+        for level in (0.0, 20.0):  # q is the prior, or far from it: no floor, no limit
+            far = {f"{head}.bias": state[f"{head}.bias"] * 0 + level for head in ("mean", "logvar")}
+            far |= {f"{head}.weight": 0 * state[f"{head}.weight"] for head in ("mean", "logvar")}
+            vae.load({**state, **far})
+            kl = 0.5 * sizes[2] * (level**2 + math.exp(level) - level - 1)
+            with torch.random.fork_rng(devices=[]):
+                some, none = (seeded(vae, "loss", x.clone(), beta, seed) for beta in (2.0, 0.0))
+            good = same(some - none, torch.tensor(2 * kl, dtype=f64), 1e-4, 1e-5)
+            needs(
+                good, "symptom D: beta adds beta times the mean KL to `loss` only while the KL is moderate."
+            )
+        vae.load(state)
         if batch > 1:
             _slopes_of_loss(vae, calmed(state), x, draw)
 
@@ -1910,12 +1922,14 @@ def mended_e(task: Task, student: Student, draw: Draw) -> None:
                 _cause_of_fit(vae, start, training, x, steps, 0.1, seed),
             )
         vae.load(state).training(training)
-        generator = torch.Generator().manual_seed(seed.number)
+        generator, other = (torch.Generator().manual_seed(seed.number) for _ in range(2))
+        for each in (generator, other):  # one that has been drawn from is not where its seed began
+            torch.randn(8, generator=each)
         with torch.random.fork_rng(devices=[]):  # whoever draws from there loses C, not this
             torch.manual_seed(steps)
             right = [float(vae.call("loss", x.clone(), 1.0, generator)) for _ in range(steps)]
             torch.manual_seed(steps)
-            losses = _check_losses(vae.call("fit", x.clone(), steps, 1e-13, seed), steps)
+            losses = _check_losses(vae.call("fit", x.clone(), steps, 1e-13, other), steps)
         needs(
             same(losses, torch.tensor(right), 1e-4, 1e-5),
             "symptom E: what `fit` returns is not its losses: `loss` of all of x with beta 1, one for each "

@@ -1101,6 +1101,20 @@ return (nll + beta * kl).mean().float()
             "        return error + beta * kl * self.training",
         ),
         (
+            "mended_d_free_bits",
+            "D",
+            "only while the KL is moderate",
+            "kl = self.kl(mean, logvar).mean()",
+            "kl = self.kl(mean, logvar).clamp(min=0.5).mean()",
+        ),
+        (
+            "mended_e_generator_set_back",
+            "E",
+            "the draws that the generator gives",
+            "        losses = []\n",
+            "        losses = []\n        generator.manual_seed(generator.initial_seed())\n",
+        ),
+        (
             "mended_d_some_images",
             "D",
             "is not, for beta 0",
