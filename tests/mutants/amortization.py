@@ -374,7 +374,7 @@ return run(lambda m, v, e, z, h: -(log_joint(x, z.detach()) + h + 0 * m.sum(1)).
 return run(lambda m, v, e, z, h: -(log_joint(x, z.data) + h).sum())
 # search_path_of_mean_only | checks optimum | given the mean
 return run(lambda m, v, e, z, h: -(log_joint(x, m + torch.exp(0.5 * v.detach()) * e) + h).sum())
-# search_score_of_q | checks optimum | entropy is missing
+# search_score_of_q | checks noise optimum | not normal | the entropy
 log_q = lambda m, v, z: Normal(m, torch.exp(0.5 * v)).log_prob(z).sum(1)
 return run(lambda m, v, e, z, h: (log_q(m, v, z.detach()) - log_joint(x, z)).sum())
 # search_log_q_sign | checks optimum | entropy is missing or has the wrong sign
@@ -632,7 +632,7 @@ return ((log_px - elbo_best) * 1e4).round() / 1e4, elbo_best - elbo_amortized
 # gaps_small_are_zero | values | set to 0
 gap = elbo_best - elbo_amortized
 return log_px - elbo_best, torch.where(gap.abs() < 1e-3, torch.zeros_like(gap), gap)
-# gaps_first_hundred | values | 130 estimates
+# gaps_first_hundred | values | 130 estimates | wrong
 return torch.cat([(log_px - elbo_best)[:100], 0 * log_px[100:]]), elbo_best - elbo_amortized
 # gaps_mark_input | checks values | requires gradients after the call
 log_px.requires_grad_()

@@ -296,7 +296,7 @@ return x + sigma * randn(*x.shape)
 # corrupt_generator_reset | generator | repeats the first
 generator.manual_seed(generator.initial_seed())
 return x + sigma * randn(*x.shape)
-# corrupt_cut_off | values | no large values
+# corrupt_cut_off | values | is not normal
 return x + sigma * randn(*x.shape).clamp(-3, 3)
 # corrupt_in_place | checks values | changed in place
 return x.add_(sigma * randn(*x.shape))
@@ -381,7 +381,7 @@ order = torch.randperm(len(x), generator=generator)
 return (model(x + noise()) - x[order]).square().sum(1).mean()
 # loss_bias_corrected | checks values |
 return (model(x + noise()) - x).square().sum(1).mean() - sigma**2 * x.shape[1]
-# loss_shared_noise | values | batch share their noise
+# loss_shared_noise | values | one number is drawn for the whole batch
 return (model(x + noise(x[0])) - x).square().sum(1).mean()
 # loss_shared_dimensions | values | dimensions of an example share
 return (model(x + noise(x[:, :1])) - x).square().sum(1).mean()
@@ -469,7 +469,7 @@ return ((error.detach() * error if sigma > 0 else error.square()).sum(1)).mean()
 return (model(x + noise()) - x).square().sum(1).sqrt().square().mean()
 # loss_first_hundred | values gradients |
 return (model(x[:100] + noise(x[:100])) - x[:100]).square().sum(1).mean()
-# loss_first_thousand | values | with noise the loss is not what it is
+# loss_first_thousand | values | the noise is not normal
 return (model(x[:500] + noise(x[:500])) - x[:500]).square().sum(1).mean()
 # loss_sigma_limited | values | sigma=300 | without noise all is right
 return (model(x + noise() / sigma * min(sigma, 2) if sigma else x) - x).square().sum(1).mean()

@@ -254,7 +254,7 @@ return kl_divergence(MultivariateNormal(mean, cov), prior)
 return 0.5 * (trace + square - k - torch.linalg.eigvalsh(cov).prod(-1).log())
 # full_epsilon_in_log | stability | a jitter is added to the diagonal
 return 0.5 * (trace + square - k - (torch.linalg.eigvalsh(cov) + 1e-9).log().sum(-1))
-# full_small_eigenvalues | stability | a jitter or a floor | a jitter is added to the diagonal of a matrix
+# full_small_eigenvalues | stability | a jitter | a jitter is added to the diagonal of a matrix
 values = torch.linalg.eigvalsh(cov).clamp(min=1e-14)
 return 0.5 * (trace + square - k - values.log().sum(1))
 # full_eigenvectors | stability | gradient is missing or not finite
@@ -504,7 +504,7 @@ return ll - min(beta, 1.0) * kl
 return bernoulli_log_likelihood(x, logits.clamp(-20, 20)) - beta * kl
 # elbo_limited_logvar | values | limited (clamped)
 return ll - beta * gaussian_kl(mean, logvar.clamp(-10, 10))
-# elbo_limited_mean | values | limited (clamped)
+# elbo_limited_mean | values | Other inputs give the right values
 return ll - beta * gaussian_kl(mean.clamp(-5, 5), logvar)
 # elbo_limited_likelihood | values | limited (clamped)
 return ll.clamp(min=-1e4) - beta * kl

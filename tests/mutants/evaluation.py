@@ -232,7 +232,7 @@ return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
 noise = randn(samples, (len(x) + 1) // 2, k)
 z = mean + std * torch.cat([noise, -noise.flip(1)], 1)[:, -len(x):]
 return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
-# ll_mirrored_samples | draws | scatter less
+# ll_mirrored_samples | draws | scatter
 noise = randn((samples + 1) // 2, len(x), k)
 z = mean + std * torch.cat([noise, -noise])[:samples]
 return done(bernoulli(decode(z)) + normal(z, 0, one) - normal(z, mean, std))
@@ -297,7 +297,7 @@ z = mean + std * randn(*full)
 p = decode(z).sigmoid()
 ratio = (normal(z, 0, one) - normal(z, mean, std)).exp()
 return ((p**x * (1 - p) ** (1 - x)).prod(-1) * ratio).mean(0).log()
-# ll_log_of_sigmoid | stability | stay with log weights and logits
+# ll_log_of_sigmoid | weights stability | not all numbers are finite | rounded to 0
 z = mean + std * randn(*full)
 p = decode(z).sigmoid()
 ll = (x * p.log() + (1 - x) * (1 - p).log()).sum(-1)
@@ -349,7 +349,7 @@ return done(bernoulli(decode(z)) + normal(z, 0, one))
 # ll_no_prior | checks values stability weights bound draws | log prior is left out
 z = mean + std * randn(*full)
 return done(bernoulli(decode(z)) - normal(z, mean, std))
-# ll_likelihood_alone | weights bound draws stability | likelihood alone
+# ll_likelihood_alone | bound draws stability | likelihood alone
 z = mean + std * randn(*full)
 return done(bernoulli(decode(z)))
 # ll_q_added | values weights bound draws stability | added, not subtracted
@@ -462,7 +462,7 @@ return torch.logsumexp(log_w[:some], 0) - math.log(some)
 # ll_logits_averaged | weights draws | 
 z = mean + std * randn(*full)
 return bernoulli(decode(z).mean(0)) + done(normal(z, 0, one) - normal(z, mean, std))
-# ll_examples_mixed_up | weights bound draws | 
+# ll_examples_mixed_up | weights bound | 
 z = mean + std * randn(*full)
 return done(bernoulli(decode(z.flip(1))) + normal(z, 0, one) - normal(z, mean, std))
 # ll_rsample | checks draws | global state

@@ -118,7 +118,7 @@ return mean + std.clamp_min(1e-4) * eps
 return mean + logvar.exp() ** 0.5 * eps
 # sample_mean_in_evaluation | values | the noise is not used
 return mean + std * eps if torch.is_grad_enabled() else mean + 0 * eps
-# sample_noise_limited | SOME | wrong
+# sample_noise_limited | SOME | wrong | eps is limited
 return mean + std * eps.clamp(-2, 2)
 # sample_noise_limited_far | stability | eps is limited (clamped)
 return mean + std * eps.clamp(-4, 4)
@@ -227,7 +227,7 @@ return slope.sum(0), slope.sum(0)
 return grad(f(m + torch.exp(s / 2) * torch.randn_like(eps)).mean(), (m, s))
 # path_no_mean | values parameters stability | mean is missing from the samples
 return grad(f(torch.exp(s / 2) * eps).mean() + 0 * m.sum(), (m, s))
-# path_clipped | values parameters stability |
+# path_clipped | values stability |
 return tuple(g.clamp(-1, 1) for g in grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s)))
 # path_into_the_inputs | checks values parameters stability | not 2 tensors of 1 dimension | a NoneType
 f(m + torch.exp(s / 2) * eps).mean().backward()
@@ -263,7 +263,7 @@ return dict(zip(("mean", "logvar"), gradients))
 z = (m + torch.exp(s / 2) * eps).detach().requires_grad_()
 (slope,) = grad(f(z).sum(), z)
 return slope.mean(0, keepdim=True), (slope * 0.5 * torch.exp(logvar / 2) * eps).mean(0, keepdim=True)
-# path_backward_on_inputs | parameters | an input requires gradients after the call
+# path_backward_on_inputs | checks parameters values | an input requires gradients after the call
 mean.requires_grad_()
 logvar.requires_grad_()
 f(reparameterize(mean, logvar, eps)).mean().backward()

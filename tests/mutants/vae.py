@@ -428,7 +428,7 @@ return mean + std * torch.stack([noise, -noise], 1).flatten(0, 1)[: len(mean)]
 # vae_mirrored_ends | noise | mirror image
 noise = torch.randn((len(mean) + 1) // 2, mean.shape[1], generator=generator)
 return mean + std * torch.cat([noise, -noise.flip(0)])[-len(mean):]
-# vae_every_second_call | values noise | | earlier calls
+# vae_every_second_call | values noise | | two generators with the same seed
 if getattr(self, "noise", None) is None or self.noise.shape != mean.shape:
     self.noise = torch.randn(mean.shape, generator=generator)
     return mean + std * self.noise
@@ -450,7 +450,7 @@ return mean + std * torch.randn(mean.shape, generator=generator)
 # vae_detached_in_eval | noise | in evaluation mode no gradient
 z = mean + std * torch.randn(mean.shape, generator=generator)
 return z if self.training else z.detach()
-# vae_nan | checks noise |
+# vae_nan | checks values noise |
 return mean + std * torch.randn(mean.shape, generator=generator) * float("nan")
 # vae_forward_limits_logvar | values | on ordinary numbers only
 class VAE(VAE):
@@ -469,7 +469,7 @@ class VAE(VAE):
         mean, logvar = self.encoder(x)
         mean = mean.clamp(-100, 100)
         return self.decoder(self.sample_latent(mean, logvar, generator)), mean, logvar
-# vae_forward_squashed_in_training | values | evaluation mode
+# vae_forward_squashed_in_training | values | evaluation mode | not the decoder's
 class VAE(VAE):
     def forward(self, x, generator):
         mean, logvar = self.encoder(x)
