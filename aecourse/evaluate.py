@@ -75,7 +75,8 @@ def prior_monte_carlo(model, x: Tensor, samples: int, *, chunk: int = 500) -> Es
 
     The mean is unbiased for p(x), and useless beyond a few latent dimensions: hardly any code from the
     prior explains x, and the variance of the weights grows exponentially with the information that x
-    holds about z. The standard error shows it. Under another prior, the weights put it right.
+    holds about z. The standard error does not show it: it never exceeds 1, however far off the estimate is.
+    Under another prior, the weights put it right.
 
     Args:
         model: a latent variable model; see the module's docstring.

@@ -2,8 +2,9 @@ r"""Monte Carlo gradients of expectations under a Gaussian, and of the multi-sam
 
 The first half differentiates E f(z) with z ~ N(mean, diag exp logvar) in the two ways there are: through
 the sample (pathwise) and through its density (score function). The second half is about bounds: the
-plain log weights, whose gradient autograd gives, and two estimators that leave out a part of that
-gradient whose expectation is zero.
+plain log weights, whose gradient autograd gives; an estimator for the ELBO that leaves out a part of that
+gradient whose expectation is zero; and one for bounds of several samples, where it is not, which writes
+that part anew through the samples.
 
 Nothing here touches the ``.grad`` of its arguments, and the noise is always an argument, so that
 estimators can be compared on the same draws.
@@ -30,7 +31,8 @@ def pathwise_gradient(
               \frac{\partial}{\partial\mu} = \frac1S \sum_s f'(z_s), \qquad
               \frac{\partial}{\partial\log\sigma^2} = \frac1S \sum_s f'(z_s)\, \tfrac12 \sigma\epsilon_s
 
-    Unbiased for a differentiable f.
+    Unbiased where f is the integral of its slope along the path of each sample: kinks are allowed, jumps are
+    not, and continuity alone is not enough (the Cantor function has slope 0 almost everywhere).
 
     Args:
         f: maps ``(samples, k)`` to ``(samples,)``, each row on its own.
