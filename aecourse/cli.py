@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     reference.add_argument("name", help="mnist_vae, mnist_features or digits_features")
     reference.add_argument("--folder", type=Path, default=Path("aecourse/weights"), help="where to write it")
 
+    _add_collect(commands)
     _add_grade(commands)
     _add_check(commands)
 
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(info())
         elif options.command == "train":
             train(options)
+        elif options.command == "collect":
+            return collect(options)
         elif options.command == "grade":
             return grade(options)
         elif options.command == "check-submission":
@@ -53,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(reference.train(options.name, options.folder))
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        print(f"aecourse: {error}", file=sys.stderr)
+        from aecourse.grading.words import shown
+
+        print(f"aecourse: {shown(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("aecourse: stopped. The same command goes on where this one was.", file=sys.stderr)
@@ -138,6 +143,23 @@ def _add_train(commands) -> None:
     model.add_argument("--variance", type=_number_or_name, help="a number, learned, per_pixel or optimal")
 
 
+def _add_collect(commands) -> None:
+    command = commands.add_parser(
+        "collect",
+        help="file what a learning platform packs as submitted/STUDENT/ASSIGNMENT/",
+        description="File the notebooks of an archive that a learning platform made of all submissions. What "
+        "is unambiguous is filed, and of several attempts the newest; the rest is named. Nothing newer, and "
+        "nothing that came another way, is overwritten.",
+    )
+    command.add_argument("archive", type=Path, help="the zip file, or the folder that it was unpacked to")
+    command.add_argument(
+        "--from", dest="platform", required=True, choices=("canvas", "moodle", "blackboard", "ilias")
+    )
+    command.add_argument("--assignment", metavar="NAME", help="(default: as the notebooks are called)")
+    command.add_argument("--course", type=Path, default=Path(), help="the course's folder (default: here)")
+    command.add_argument("--dry-run", action="store_true", help="only say what would be done")
+
+
 def _add_grade(commands) -> None:
     command = commands.add_parser(
         "grade",
@@ -158,6 +180,15 @@ def _add_grade(commands) -> None:
     command.add_argument("--seconds", type=float, help="for a submission as a whole")
     command.add_argument("--test-seconds", type=float, help="for one cell or one test")
     command.add_argument("--memory", type=float, metavar="GB", help="for a submission")
+    command.add_argument("--due", metavar="DATE", help="when it was due; kept for later runs (none: never)")
+    command.add_argument("--grace", type=float, default=0.0, metavar="MINUTES", help="after --due, for free")
+    command.add_argument(
+        "--per-day",
+        type=float,
+        default=0.0,
+        metavar="PERCENT",
+        help="of the points, for each day begun since",
+    )
     safety = command.add_mutually_exclusive_group()
     safety.add_argument(
         "--sandbox", default="bubblewrap", metavar="KIND", help="bubblewrap, docker:IMAGE or podman:IMAGE"
@@ -194,15 +225,48 @@ def _add_check(commands) -> None:
     command.add_argument("--seconds", type=float, help="to run in (default: what the grader gives)")
 
 
+def collect(options: argparse.Namespace) -> int:
+    """``aecourse collect``; 0 when everything was filed, 2 when something needs a person."""
+    with needs("grading", "Collecting needs nbgrader and what goes with it"):
+        from aecourse.grading import collect as collecting
+        from aecourse.grading import course as grading
+    from aecourse.grading.words import listed
+
+    course = grading.Course(options.course)
+    how = options.platform, options.assignment, options.dry_run
+    name, outcome = collecting.collect(course, options.archive, *how)
+    would = "would be filed" if options.dry_run else "filed"
+    print(f"{name}: {len(outcome.filed)} {would}, {len(outcome.there)} there already.")
+    for sentence in (*outcome.left, *outcome.notes):
+        print(sentence)
+    missing = set(collecting.Class(course.root, options.platform, name).students)
+    if missing := sorted(missing - set(course.students(name)) - set(outcome.filed)):
+        print(f"Nothing yet from {listed(missing, 20)}.")
+    return 2 if outcome.left else 0
+
+
 def grade(options: argparse.Namespace) -> int:
     """``aecourse grade``; 0 when every submission was graded, 2 when some need a person."""
     if sys.platform == "win32":
         raise RuntimeError("Grading needs Linux for its sandbox; on Windows, use it in WSL.")
     from aecourse.grading.sandbox import early
 
+    if options.sandbox == "unsafe":
+        raise ValueError("--sandbox unsafe is no sandbox: to run student code as you, say --unsafe.")
+    for name, least, most in (("seconds", 1, 86_400), ("test_seconds", 1, 86_400), ("memory", 0.25, 1024)):
+        given = getattr(options, name)
+        if given is not None and not least <= given <= most:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is {given:g} but must be a number from {least:g} to {most:g}.")
+    if not 0 <= options.workers <= 1024:
+        raise ValueError(f"--workers is {options.workers} but must be at least 1, or 0 for one per core.")
     kind = "unsafe" if options.unsafe else options.sandbox
-    begun = (options.course / ".aecourse" / options.assignment).exists()  # then little may be left to grade
+    kept = options.course / ".aecourse" / options.assignment / "verdicts"
+    begun = kept.exists()  # then little may be left to grade
     count = 0 if begun or options.scheduler else options.workers or os.cpu_count() or 1
+    submitted = options.course / "submitted"
+    if submitted.is_dir():  # as it is called unless the configuration says otherwise
+        count = min(count, len(options.students) or sum(1 for _ in submitted.glob(f"*/{options.assignment}")))
     with early(kind, count) as sandboxes:  # they start while nbgrader and torch are imported here
         return _grade(options, kind, sandboxes)
 
@@ -226,15 +290,32 @@ def _grade(options: argparse.Namespace, kind: str, sandboxes: tuple) -> int:
         sandbox=kind,
         sandboxes=sandboxes,
         limits=limits,
+        due=_due(options),
         progress=not options.quiet,
     )
     course = grading.Course(options.course, options.db)
     verdicts = grading.grade(course, options.assignment, settings)
     print(grading.summary(verdicts))
+    misplaced = course.misplaced(tuple(options.students))
+    for sentence in misplaced[:20]:
+        print(sentence)
+    if len(misplaced) > 20:
+        print(f"And {len(misplaced) - 20} more are not where they should be.")
     for name in ("report", "csv", "canvas", "moodle"):
         if path := getattr(options, name):
             grading.write(path, grading.exported(name, course, options.assignment, verdicts))
-    return 2 if any(verdict.human for verdict in verdicts.values()) else 0
+    return 2 if misplaced or any(verdict.human for verdict in verdicts.values()) else 0
+
+
+def _due(options: argparse.Namespace):
+    """What ``--due``, ``--grace`` and ``--per-day`` say: a `late.Due`, "" for never, None for nothing."""
+    from aecourse.grading.late import Due
+
+    if options.due is None and (options.grace or options.per_day):
+        raise ValueError("--grace and --per-day need --due DATE.")
+    return (
+        "" if options.due == "none" else options.due and Due.of(options.due, options.grace, options.per_day)
+    )
 
 
 def check_submission(options: argparse.Namespace) -> int:

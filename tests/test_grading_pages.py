@@ -155,6 +155,19 @@ def test_no_address_in_a_message_becomes_a_link(address):
     assert '<a href="javascript' not in page
 
 
+def test_what_was_late_and_the_pictures_of_an_answer_are_shown():
+    picture = "data:image/png;base64,iVBORw0KGgo="
+    found = verdict("a", remarks=["Handed in 1 day late."], pictures={"lost_half": [picture]})
+    page = pages.feedback_page(found, ELBO, {"lost_half": (2.0, "")}, deduction=3.0)
+    assert f'<img src="{picture}"' in page
+    assert "There is none." not in page
+    assert "27 of 30 points" in text_of(page)
+    assert "Taken off for being late −3" in text_of(page).replace("late−", "late −")
+    whole = pages.report_page(ELBO, [found], {"a": 27.0}, [], [("a", 1, 3.0, "Handed in 1 day late.")])
+    assert "Late submissions" in whole
+    assert "Late submissions" not in pages.report_page(ELBO, [found], {"a": 27.0}, [])
+
+
 def test_feedback_refuses_what_belongs_to_another_assignment():
     with pytest.raises(ValueError, match="on 'elbo', not on 'vae'"):
         pages.feedback_page(verdict("a"), assignment("vae"), {})
@@ -173,10 +186,11 @@ def test_hostile_words_stay_words():
         },
         sources={"elbo": f"{HOSTILE}\x00\ud800", "gaussian_kl": "x" * 10**6},
         answers={"lost_half": f"</pre>{HOSTILE}"},
-        remarks=[HOSTILE],
+        remarks=[f"{HOSTILE}\x1b[2J\u202e"],
         human=True,
     )
     feedback = pages.feedback_page(found, ELBO, {"lost_half": (1.0, HOSTILE)})
+    assert "\x1b" not in feedback
     for page in (feedback, report(found, verdict("b"), pairs=[(1.0, HOSTILE, "b", [HOSTILE])])):
         page.encode()
         assert "<script" not in page
@@ -209,9 +223,17 @@ def test_a_misconception_counts_once_for_each_submission():
     other = {"elbo_values": wrong("elbo", half)}
     cut = {"elbo_gradients": wrong("elbo", words="no gradient reaches mean, of shape (3, 1).")}
     blank = {"elbo_values": wrong("elbo", words="is still to be written.", reason=UNWRITTEN)}
-    own = {"elbo_values": "A test of the instructor's own, (3, 1)."}
+    own = {"elbo_values": "Anything that a student's assertion says."}
+    raised = {
+        "elbo_values": wrong("elbo", words="raised Joke: all of this is mine.", joint=" "),
+        "gaussian_kl_stability": wrong("gaussian_kl", words="raised TypeError: mine too.", joint=" "),
+        "full_gaussian_kl_values": wrong("full_gaussian_kl", words="a Joke is returned, not a tensor."),
+    }
     page = report(
-        *(verdict(f"s{i}", messages) for i, messages in enumerate([one, two, other, cut, blank, own])),
+        *(
+            verdict(f"s{i}", messages)
+            for i, messages in enumerate([one, two, other, cut, blank, own, raised])
+        ),
         verdict(
             "s9", {"elbo_values": "The file is empty."}, status="unreadable", remarks=["The file is empty."]
         ),
@@ -221,7 +243,10 @@ def test_a_misconception_counts_once_for_each_submission():
         f"gaussian_kl: {sign}": 1,
         f"elbo: {half}": 1,
         "elbo: no gradient reaches mean, of shape (…).": 1,
-        "elbo: A test of the instructor's own, (3, 1).": 1,
+        "elbo: A test of the instructor's own is not passed.": 1,
+        "elbo: raised an error": 1,
+        "gaussian_kl: raised TypeError": 1,
+        "full_gaussian_kl: something else is returned, not a tensor.": 1,
     }
     assert "(1 left it blank)" in page
 
@@ -377,6 +402,12 @@ def test_own_csv_has_points_per_task_and_leaves_unmarked_questions_empty():
     ]
 
 
+def test_own_csv_says_what_being_late_costs():
+    head, row = rows_of(export.csv(ELBO, [verdict("a")], None, {"a": (2, 5.6)}))
+    assert head[-4:] == ["late_days", "taken_off", "total", "out_of"]
+    assert row[-4:] == ["2", "5.6", "22.4", "30"]
+
+
 def test_canvas():
     text = export.canvas(SCORES, PEOPLE | {"bob": {**PEOPLE["bob"], "id": "77"}}, "elbo (4711)", 30.0)
     assert rows_of(text) == [
@@ -404,7 +435,8 @@ def test_moodle():
 
 
 @pytest.mark.parametrize(
-    "cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r\n=1", " =1", "a;=1", "a,-1", "＝1"]
+    "cell",
+    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r\n=1", " =1", "a;=1", "a,-1", "＝1", "\u202e=1", "\x1b]=1"],
 )
 def test_no_cell_is_a_formula(cell):
     texts = [

@@ -6,15 +6,21 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
+from textwrap import indent
 
 import nbformat
 import pytest
 from support.notebooks import ASSIGNMENTS, ROOT, grade_id, solution_cells
+from support.sandbox import WHOLE
 from support.submissions import solved
 
 from aecourse import cli
 from aecourse.grading import preflight, submission
-from aecourse.grading.submission import Assignment, Submission, prepare
+from aecourse.grading.submission import KINDS, Assignment, Submission, prepare
+from aecourse.grading.words import harmless
 
 NAME, TARGET = "elbo", "full_gaussian_kl"
 
@@ -164,7 +170,7 @@ def test_a_sound_notebook():
     assert [name for kind, name in found.steps if kind == "test"] == list(SOURCE.tests)
     places = [what for _, what in found.steps]
     assert places.index(found.sources[TARGET]) < places.index(f"{TARGET}_checks")
-    assert found.answers == {"lost_half": "*Your answer here.*"}
+    assert found.answers == {"lost_half": ""}  # no more than what the course has put there
 
 
 def without_metadata(cell):
@@ -228,6 +234,381 @@ def test_answers_are_the_cells_below_the_questions():
     assert prepared(notebook).answers == {"lost_half": "Half of it."}
     del notebook.cells[i + 1 :]
     assert prepared(notebook).answers == {"lost_half": ""}
+
+
+# ---- written answers
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+QUESTION, PLACE = "lost_half", "lost-half-answer"
+
+
+def text_cell(source, **attachments):
+    cell = nbformat.v4.new_markdown_cell(source)
+    if attachments:
+        cell["attachments"] = {name.replace("_", "."): data for name, data in attachments.items()}
+    return cell
+
+
+def answered(change):
+    """A notebook after a change, which gets its cells and the position of the answer's own."""
+    notebook = solved(NAME)
+    change(notebook.cells, next(i for i, cell in enumerate(notebook.cells) if cell.id == PLACE))
+    return notebook
+
+
+def in_its_place(cells, at):
+    cells[at].source = "Half of it."
+
+
+def below_it(cells, at):
+    cells.insert(at + 1, text_cell("Half of it."))
+
+
+def in_several(cells, at):
+    cells[at].source = "Half of"
+    cells.insert(at + 1, text_cell("it."))
+
+
+def in_the_question(cells, at):
+    cells[at - 1].source += "\n\nHalf of it."
+
+
+def in_its_deleted_place(cells, at):
+    cells[at] = text_cell("Half of it.")
+
+
+def in_the_text_below(cells, at):
+    cells[at + 1].source = "Half of it.\n\n" + cells[at + 1].source
+    del cells[at]
+
+
+def as_a_comment(cells, at):
+    cells[at] = nbformat.v4.new_code_cell("# Half of it.")
+
+
+def moved_up(cells, at):
+    cells[at].source = "Half of it."
+    cells.insert(3, cells.pop(at))
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (in_its_place, ""),
+        (in_its_deleted_place, ""),
+        (below_it, "in cells below"),
+        (in_several, "in cells below"),
+        (in_the_question, "in the question itself"),
+        (in_the_text_below, "in a text of the course"),
+        (as_a_comment, "in cells below"),
+        (moved_up, "elsewhere"),
+    ],
+)
+def test_an_answer_is_kept_wherever_it_stands(change, where):
+    """And what is not where it should be is said, and asks for a person."""
+    notebook = answered(change)
+    found = prepared(notebook)
+    assert found.answers[QUESTION].split() in (
+        ["Half", "of", "it."],
+        ["```", "#", "Half", "of", "it.", "```"],
+    )
+    said = [remark for remark in found.remarks if f"The answer to {QUESTION} stands not only" in remark]
+    assert len(said) == bool(where)
+    assert where in "".join(said)
+    assert found.human == bool(where)
+    shown = [cell.source for cells in found.between.values() for cell in cells]
+    shown += [what for kind, what in found.steps if kind == "cell"]
+    assert "Half of" in "\n".join(shown)  # whoever marks sees it
+    assert cell_of(SOURCE.notebook, QUESTION).source in shown
+    for cell in mended(notebook).cells:  # --repair deletes nothing of it
+        if grade_id(cell) == QUESTION:
+            assert cell.source == cell_of(RELEASE.notebook, QUESTION).source
+    assert "Half of" in "\n".join(cell.source for cell in mended(notebook).cells)
+
+
+def test_the_course_is_not_the_author_of_an_answer():
+    notebook = answered(lambda cells, at: cells.pop(at))
+    found = prepared(notebook)
+    assert found.answers == {QUESTION: ""}
+    assert found.remarks == [f"The cell for the answer to {QUESTION} was deleted, and no other was found."]
+    notebook = answered(lambda cells, at: cells.pop(at - 1))  # the question itself
+    found = prepared(notebook)
+    assert found.answers == {QUESTION: ""}
+    assert f"The question {QUESTION} was deleted. It was put back." in found.remarks
+
+
+def test_an_answer_without_ids_is_the_cell_below():
+    """As of programs that keep no ids; nothing about it is odd."""
+    notebook = answered(in_its_place)
+    for cell in notebook.cells:
+        del cell["id"]
+    found = prepared(notebook)
+    assert (found.answers[QUESTION], found.remarks) == ("Half of it.", [])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "As here: ![my photo](attachment:my%20photo.png)",
+        f"As here: ![image.png](data:image/png;base64,{PIXEL})",
+        f"As here: ![][image1]\n\n[image1]: <data:image/png;base64,{PIXEL}>",
+        f'As here: <img src="data:image/png;base64,{PIXEL}">',
+        "As here.",
+    ],
+    ids=["attached", "in-the-text", "as-colab", "in-html", "not-named"],
+)
+def test_pictures_of_an_answer_are_kept(source):
+    def change(cells, at):
+        cells[at].source = source
+        if "data:" not in source:
+            cells[at]["attachments"] = {"my photo.png": {"image/png": PIXEL}}
+
+    found = prepared(answered(change))
+    assert found.pictures == {QUESTION: [f"data:image/png;base64,{PIXEL}"]}
+    assert found.remarks == []
+    assert PIXEL not in found.answers[QUESTION]
+    (cell,) = [cell for cells in found.between.values() for cell in cells if "As here" in cell.source]
+    assert list(cell.attachments) == ["picture-1.png"]
+    assert "](attachment:picture-1.png)" in cell.source
+
+
+def test_what_a_picture_is_not_is_said():
+    script = {"image/svg+xml": "<svg onload='alert(1)'/>", "text/html": "<script>"}
+
+    def change(cells, at):
+        cells[at].source = "![a](attachment:a.svg) ![b](photo.jpg) ![c](https://example.org/c.png)"
+        cells[at]["attachments"] = {"a.svg": script, "b.png": {"image/png": "no picture"}, "c": 3}
+
+    found = prepared(answered(change))
+    assert found.pictures == {QUESTION: []}
+    assert found.remarks == [
+        f"The answer to {QUESTION} has a picture that cannot be shown. It is in the file that was handed in.",
+        f"The answer to {QUESTION} shows pictures that are not in the notebook: photo.jpg, "
+        "https://example.org/c.png.",
+    ]
+
+
+ATTACKS = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "a <\nimg src=x onerror=alert(1)>",
+    "[x](javascript:alert(1))",
+    "[x](java&#115;cript:alert(1))",
+    "[x][y]\n\n[y]: javascript:alert(1)",
+    "[y]\n\n[y]:\n javascript:alert(1)",
+    "![x](attachment:none.png)",
+    "![x](https://example.org/seen.png)",
+    '![x" onerror="alert(1)](attachment:picture-1.png)',
+    '[x](https://example.org/" onmouseover="alert(1))',
+    "<javascript:alert(1)>",
+    '```mermaid\ngraph TD; A-->B; click A href "javascript:alert(1)"\n```',
+    "~~~ mermaid\n&lt;img src=x onerror=alert(1)&gt;\n~~~",
+    r"$\href{javascript:alert(1)}{x}$ and $$\style{position:fixed}{x}$$ \begin{x}<b>\end{x}",
+    "# <b onclick=alert(1)>x",
+    "| a | b |\n|---|---|\n| <i onclick=alert(1)> | `<u>` |",
+    "\u202e<s\u200bcript>\x1b[2J",
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_what_a_marker_is_shown_is_words(attack):
+    """As nbconvert makes a page of it, and so the formgrader."""
+    nbconvert = pytest.importorskip("nbconvert.filters.markdown_mistune")
+    bs4 = pytest.importorskip("bs4")
+    text = harmless(f"Before. {attack}\n\n{attack}", ["picture-1.png"])
+    renderer = nbconvert.IPythonRenderer(
+        escape=False, attachments={"picture-1.png": {"image/png": PIXEL}}, anchor_link_text=""
+    )
+    page = bs4.BeautifulSoup(nbconvert.MarkdownWithMath(renderer=renderer).render(text), "html.parser")
+    for tag in page.find_all(True):
+        assert tag.name not in ("script", "b", "i", "u", "s")
+        assert not any(name.startswith("on") for name in tag.attrs)
+        assert "mermaid" not in tag.get("class", [])
+        for name in {"href", "src"} & tag.attrs.keys():
+            assert re.match(r"https://|data:image/png;base64,|#", tag[name])
+            assert tag.name != "img" or tag[name].startswith("data:")
+    assert not re.search(r"\\(href|style)", str(page))
+    assert not re.search("[\x1b\u202e\u200b]", str(page))
+
+
+def test_words_formulas_and_links_of_an_answer_stay():
+    text = (
+        "**So** $a < b$, $x_{i} \\le [0, 1]$ and\n\n$$\n\\begin{aligned} a &= b \\\\ c &= d\\end{aligned}\n"
+        "$$\n\n"
+        "- `x[0]` and [a page](https://example.org/a#b), if 1 < 2.\n\n![](attachment:picture-1.png)"
+    )
+    assert harmless(text, ["picture-1.png"]) == text
+
+
+# ---- cells of another kind
+
+
+def as_markdown(source):
+    return source
+
+
+def fenced(source):
+    return f"My solution:\n\n```python\n{source}\n```\n"
+
+
+def indented(source):
+    return indent(source, "    ")
+
+
+@pytest.mark.parametrize("kind", ["markdown", "raw"])
+@pytest.mark.parametrize("written", [as_markdown, fenced, indented])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_solution_that_became_text_is_code_again(kind, written, lost):
+    notebook = solved(NAME)
+    cell = cell_of(notebook, TARGET)
+    source, cell.cell_type = cell.source, kind
+    cell.source = written(source)
+    if lost:
+        cell.metadata, cell["id"] = {}, "new"
+    found = prepared(notebook)
+    assert found.steps == prepared(solved(NAME)).steps
+    assert f"The cell of {TARGET} had become {KINDS[kind]}. It was made code again." in found.remarks
+    assert found.human
+    assert [(c.cell_type, c.source) for c in mended(notebook).cells] == [
+        (c.cell_type, c.source) for c in solved(NAME).cells
+    ]
+
+
+@pytest.mark.parametrize("kind", ["code", "markdown", "raw"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_every_cell_of_the_course_gets_its_kind_back(kind, lost):
+    notebook = solved(NAME)
+    for i, cell in enumerate(notebook.cells):
+        cell.cell_type = kind
+        if lost:
+            cell.metadata, cell["id"] = {}, f"new-{i}"
+    found = prepared(notebook)
+    whole = prepared(solved(NAME))
+    assert (found.steps, found.sources, found.answers) == (whole.steps, whole.sources, whole.answers)
+    assert any("had become" in remark for remark in found.remarks)
+
+
+def test_a_students_own_cell_keeps_its_kind():
+    """A note with code in it is no solution while that is there."""
+    notebook = solved(NAME)
+    notebook.cells.insert(3, text_cell(fenced(cell_of(notebook, TARGET).source)))
+    found = prepared(notebook)
+    assert (found.remarks, found.steps) == ([], prepared(solved(NAME)).steps)
+
+
+# ---- imports that cannot be satisfied, and what is no Python here
+
+
+def setup_of(notebook):
+    return next(cell for cell in notebook.cells if cell.id == "setup")
+
+
+NOT_HERE = """\
+from google.colab import drive, files
+import wandb as w, math
+from nowhere_at_all.deep import rearrange, Base
+drive.mount("/content/drive")
+for name in files.upload():
+    print(name)
+run = w.init(project="x", config={"lr": 1e-3})
+with w.watch(run) as watched:
+    run.log({"loss": 1.0})
+@rearrange
+def square(x):
+    return x * x
+class Mine(Base):
+    pass
+assert square(3) == 9 and Mine() and not w.run
+"""
+
+
+def test_imports_that_cannot_be_satisfied_stand_in_for_nothing():
+    notebook = solved(NAME)
+    setup_of(notebook).source = NOT_HERE + setup_of(notebook).source
+    found = prepared(notebook)
+    (remark,) = found.remarks
+    assert remark == (
+        "google.colab, wandb, nowhere_at_all.deep is not there when work is graded. The import, and what "
+        "would be done with it, was passed over in the cell that begins with: from google.colab import "
+        "drive, files import wandb as w, math from nowhere_at_a…"
+    )
+    assert found.human
+    _, stand_in = found.steps[0]
+    before = list(sys.meta_path)
+    try:
+        namespace = {}
+        exec(stand_in, namespace)
+        exec(setup_of(notebook).source, namespace)
+        assert namespace["torch"].ones(1) == 1
+        with pytest.raises(ImportError):
+            exec("import another_that_is_nowhere", namespace)
+    finally:
+        sys.meta_path[:] = before
+        for name in [
+            name for name in sys.modules if name.startswith(("google.colab", "wandb", "nowhere_at"))
+        ]:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try:\n    import google.colab\n    COLAB = True\nexcept ImportError:\n    COLAB = False",
+        "import sys\nif 'google.colab' in sys.modules:\n    from google.colab import drive",
+        "%matplotlib inline\nimport matplotlib.pyplot as plt, json, numpy as np\n!ls",
+        "def f():\n    import torch.nn.functional as F",
+    ],
+)
+def test_imports_that_are_right_or_ask_first_are_left_alone(source):
+    notebook = solved(NAME)
+    notebook.cells.insert(3, nbformat.v4.new_code_cell(source))
+    assert prepared(notebook).remarks == []
+
+
+def test_code_that_this_python_cannot_read_is_named():
+    notebook = solved(NAME)
+    for source in (
+        "def first[T](x: list[T]) -> T:\n    return x[0]",
+        "type Pair = tuple[int, int]",
+        'print(f"{"a" + "b"}")',
+        "<<<<<<< HEAD\nx = 1\n=======\nx = 2\n>>>>>>> theirs",
+        "x = = 1",
+    ):
+        notebook.cells.insert(3, nbformat.v4.new_code_cell(source))
+    found = prepared(notebook).remarks
+    newer = [remark for remark in found if "which grades, cannot read" in remark]
+    assert len(newer) == (3 if sys.version_info < (3, 12) else 0)
+    assert len([remark for remark in found if "A merge conflict of git" in remark]) == 1
+    assert len(found) == len(newer) + 1  # the last is no more than wrong
+
+
+# ---- too much of anything
+
+
+def test_a_notebook_of_an_old_version_is_read_at_once():
+    """nbformat's own reader takes a minute and gigabytes for two megabytes of it."""
+    old = nbformat.convert(solved(NAME), 3)
+    old.worksheets[0].cells += [nbformat.v3.new_code_cell(input="x = 1")] * 10_000
+    start = time.process_time()
+    found = prepare(json.dumps(old).encode(), SOURCE)
+    assert time.process_time() - start < 3
+    assert list(found.sources) == list(SOURCE.tasks)
+
+
+def test_megabytes_of_code_are_not_looked_into():
+    notebook = solved(NAME)
+    code = "def f(x):\n    return [x, (x, {x: x})]\n" * 4000
+    notebook.cells += [nbformat.v4.new_code_cell(code) for _ in range(80)]
+    start = time.process_time()
+    found = prepared(notebook)
+    assert time.process_time() - start < 4
+    assert any(remark.endswith(f"Only {submission.MOST_TEXT} were read.") for remark in found.remarks)
+    assert list(found.sources) == list(SOURCE.tasks)
+
+
+def test_a_notebook_of_millions_of_parts_is_refused():
+    with pytest.raises(ValueError, match="too many parts"):
+        submission.opened('{"cells": [' + "0," * submission.MOST_PARTS + "0]}")
 
 
 # ---- mending
@@ -393,6 +774,48 @@ def test_preflight_says_what_is_not_as_it_should_be(check, unrun):
     assert "problem: aecourse.vae is not there when your work is graded" in found
 
 
+def test_preflight_says_what_the_grader_may_not_have(check, unrun):
+    notebook = solved(NAME)
+    setup_of(notebook).source = NOT_HERE + setup_of(notebook).source
+    cell_of(notebook, TARGET).cell_type = "markdown"
+    conflict = "<<<<<<< HEAD\nx = 1\n=======\nx = 2\n>>>>>>> theirs"
+    for source in ("def first[T](x: T): ...", conflict):
+        notebook.cells.append(nbformat.v4.new_code_cell(source))
+    found = check(notebook)
+    assert "note: google.colab, nowhere_at_all.deep, wandb may be missing where your work is graded." in found
+    assert f"note: The cell of {TARGET} had become text. It can be made code again." in found
+    assert "note: The cell def first[T](x: T): ... uses syntax of Python 3.12 or later" in found
+    assert "problem: A merge conflict of git is in the cell <<<<<<< HEAD" in found
+
+
+def test_preflight_asks_whether_the_computer_is_busy():
+    took = {"Cell 4 (import torch)": 60.0, "Cell 5": 1.0}
+    words = preflight._too_slow("The cell elbo_values", 3.0, took, 70.0)
+    assert "Cell 4 (import torch) took the longest, 60." in words
+    assert "loop" not in words
+    assert "endless loop?" in preflight._too_slow("The cell elbo_values", 60.0, took, 70.0)
+
+
+@pytest.mark.skipif(not WHOLE, reason="takes seconds of two processes: AECOURSE_TEST_SANDBOX=all")
+def test_preflight_prints_no_traceback_of_a_kernel_that_is_stopped(tmp_path):
+    """While it is writing: its own process would say so on our terminal."""
+    pytest.importorskip("nbclient")
+    notebook = solved(NAME)
+    notebook.cells = [nbformat.v4.new_code_cell("while True:\n    print('x' * 100)"), *notebook.cells]
+    nbformat.write(notebook, tmp_path / f"{NAME}.ipynb")
+    release = ROOT / "assignments" / NAME / f"{NAME}.ipynb"
+    arguments = ["check-submission", tmp_path / f"{NAME}.ipynb", "--release", release, "--seconds", 2]
+    done = subprocess.run(
+        [sys.executable, "-m", "aecourse.cli", *map(str, arguments)],
+        env=os.environ | {"IPYTHONDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "was not done after 2 seconds" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 def test_preflight_repairs_into_a_new_file(check, unrun, tmp_path):
     notebook = solved(NAME)
     for cell in notebook.cells:
@@ -472,5 +895,9 @@ def test_command_asks_for_what_was_handed_out(handed_out, unrun, capsys):
     assert "There is nothing to compare elbo.ipynb with." in capsys.readouterr().err
     assert command(f"{NAME}.ipynb", "--release", "none.ipynb") == 1
     assert "The release none.ipynb cannot be read" in capsys.readouterr().err
+    for junk in ("[1]", '{"cells": []}', '{"cells": [3], "nbformat": 4, "nbformat_minor": 5}', "{"):
+        (handed_out.parent / "junk.ipynb").write_text(junk)
+        assert command(f"{NAME}.ipynb", "--release", handed_out.parent / "junk.ipynb") == 1
+        assert re.fullmatch(r"aecourse: The release .*\n", capsys.readouterr().err)
     assert command("other.ipynb") == 1
     assert capsys.readouterr().err == "aecourse: There is no file other.ipynb.\n"

@@ -27,6 +27,8 @@ from support.submissions import VERSIONS, solved
 
 from aecourse.checks.core import find
 
+collect = pytest.importorskip("aecourse.grading.collect", reason="needs nbformat, of aecourse[grading]")
+
 STUDENTS, GUIDE = ((ROOT / "book" / f"{name}.md").read_text() for name in ("assignments", "teaching"))
 ASH, BROWN = "ashalice", "brownbob"
 SLIPS, COMMENT = ("kl_logvar_as_std", "full_log_det"), "Half a point short."
@@ -53,19 +55,19 @@ def test_messages_and_texts_point_to_headings_that_exist(name):
 
 def downloads(course, notebooks):
     """What a learning platform packs: one archive of everybody's file."""
-    folder = course / "downloaded" / "elbo" / "archive"
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(folder / "submissions.zip", "w") as archive:
+    with zipfile.ZipFile(course / "submissions.zip", "w") as archive:
         for name, notebook in notebooks.items():
             archive.writestr(name, nbformat.writes(notebook))
 
 
-def test_moodle_pattern():
-    (pattern,) = re.findall(r"(?m)^\.\*_.+assignsubmission.+$", GUIDE)
-    for folder in ("Alice Ash_1234_assignsubmission_file", "Bob_7_assignsubmission_file_"):
-        found = re.match(pattern, f"downloaded/elbo/extracted/archive/{folder}/elbo.ipynb")
-        assert found["student_id"] in ("1234", "7")
-        assert found["file_id"] == "elbo"
+def test_names_in_archives_are_as_the_guide_says():
+    rows = re.findall(r"(?m)^  \| (\w+) \| `(.+?)` \| (\d*) ?\|$", GUIDE)
+    assert {platform.lower() for platform, *_ in rows} == set(collect.PLATFORMS)
+    for platform, name, number in rows:
+        item = collect.PLATFORMS[platform.lower()](name.split("/"), None, None)
+        assert item.number == number
+        assert {"ashalice", "Alice Ash"} & set(item.who)
+        assert item.name in ("elbo.ipynb", "elbo-1.ipynb")
 
 
 def marked_by_hand(course, student, points=None):
@@ -98,7 +100,7 @@ def guided(tmp_path_factory):
         "OMP_NUM_THREADS": "1",
     }
     for command in re.findall(r"```sh\n(.*?)```", GUIDE, flags=re.DOTALL):
-        if "zip_collect" in command:
+        if "aecourse collect" in command:
             names = ("ashalice_1234_5678_elbo.ipynb", "brownbob_LATE_99_5679_elbo-1.ipynb")
             downloads(course, dict(zip(names, (solved("elbo"), solved("elbo", SLIPS)))))
         if "aecourse grade" in command and left:

@@ -101,8 +101,14 @@ class Wrong(AssertionError):
         return [str(self)]
 
 
-def undefined(name: str) -> Wrong:
-    """The message when a notebook does not define a function."""
+def undefined(name: str, found: object = None) -> Wrong:
+    """The message when a notebook does not define a function, or gives its name to something else."""
+    if found is not None:
+        words = (
+            f"is no function any more: the notebook gives that name another value, as {name} = {name}(...) "
+            "would do. Take another name there."
+        )
+        return Wrong(words, function=name, joint=" ", reason=UNDEFINED)
     return Wrong(
         "is not defined. Run its cell, and keep the name.", function=name, joint=" ", reason=UNDEFINED
     )

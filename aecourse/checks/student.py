@@ -26,7 +26,7 @@ class Student:
         self.task, self.namespace, self.quiet = task, namespace, quiet
         self.function = namespace.get(task.name)
         if not callable(self.function):
-            raise undefined(task.name)
+            raise undefined(task.name, self.function)
 
     def __call__(self, *arguments, where: str = "", **keywords):
         """The result: a plain tensor, a number, or a tuple or list of these."""

@@ -7,6 +7,7 @@ functions (`worker.grade`) in a pool of processes or on a Dask cluster. Every ve
 
 import concurrent.futures
 import contextlib
+import copy
 import ctypes
 import fcntl
 import hashlib
@@ -17,25 +18,40 @@ import os
 import re
 import signal
 import statistics
-from collections.abc import Iterator
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import nbgrader.api
 from alembic.script import ScriptDirectory
-from nbgrader.api import Comment, Grade, Gradebook, MissingEntry, SubmittedAssignment, SubmittedNotebook
+from nbgrader.api import (
+    Comment,
+    Grade,
+    Gradebook,
+    MissingEntry,
+    Student,
+    SubmittedAssignment,
+    SubmittedNotebook,
+)
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.dbutil import ALEMBIC_DIR
 from sqlalchemy import insert
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from tqdm import tqdm
 from traitlets.config.loader import PyFileConfigLoader
 
 from aecourse.extras import needs
-from aecourse.grading import export, pages, similar, submission, worker
+from aecourse.grading import export, late, pages, people, places, similar, submission, worker
+from aecourse.grading.late import Due, Late
 from aecourse.grading.sandbox import Limits, Sandbox
-from aecourse.grading.submission import Assignment
+from aecourse.grading.submission import Assignment, grade_id
+from aecourse.grading.words import in_a_line, listed
 from aecourse.grading.worker import Bundle, Verdict
 
 # For the version of a new gradebook nbgrader starts `alembic` by its bare name. That takes seconds, and is
@@ -43,6 +59,7 @@ from aecourse.grading.worker import Bundle, Verdict
 nbgrader.api.get_alembic_version = lambda: ScriptDirectory(ALEMBIC_DIR).get_current_head()
 
 TRIES = 2  # of a submission whose worker died
+PATIENCE = 120.0  # seconds to wait for a gradebook that another program is writing to
 SOLUTION = re.compile(r"### BEGIN SOLUTION.*?### END SOLUTION", re.DOTALL)
 
 
@@ -67,13 +84,18 @@ class Course:
         self.root = Path(self.root).resolve()
         if not (self.root / "nbgrader_config.py").is_file():
             raise CourseError(f"{self.root} holds no nbgrader_config.py: is it the folder of a course?")
-        config = PyFileConfigLoader("nbgrader_config.py", path=str(self.root)).load_config()
-        config.CourseDirectory.root = str(self.root)
-        self.config = config
-        self.folders = CourseDirectory(config=config)
-        # Which driver a bare postgresql: stands for depends on the version of SQLAlchemy.
-        database = self.database or self.folders.db_url
-        self.database = re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", database)
+        try:
+            config = PyFileConfigLoader("nbgrader_config.py", path=str(self.root)).load_config()
+            config.CourseDirectory.root = str(self.root)
+            self.config = config
+            self.folders = CourseDirectory(config=config)
+            # Which driver a bare postgresql: stands for depends on the version of SQLAlchemy.
+            database = self.database or self.folders.db_url
+            self.database = re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", database)
+        except (Exception, SystemExit) as error:  # it is a program of the instructor's
+            line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            words = f"{type(error).__name__}: {in_a_line(str(error), 200)}{line}"
+            raise CourseError(f"nbgrader_config.py of {self.root} cannot be used ({words}).") from None
 
     def source(self, name: str) -> str:
         """The text of the instructor's notebook."""
@@ -82,18 +104,59 @@ class Course:
         if not path.is_file():
             known = sorted(notebook.parent.name for notebook in folder.glob("*/*.ipynb"))
             raise CourseError(f"{path} is missing. There are: {', '.join(known) or 'no assignments'}.")
+        if unnamed := people.objection(name):
+            raise CourseError(f"{in_a_line(name)} cannot be the name of an assignment: it {unnamed}.")
         if others := [other.name for other in path.parent.glob("*.ipynb") if other != path]:
             raise CourseError(f"{name} has several notebooks ({', '.join(others)}), and may have one.")
-        return path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+            _check(Assignment.of(name, text))
+        except CourseError as error:
+            raise CourseError(f"{path} {error}") from None
+        except Exception as error:  # nbformat's are of many kinds
+            words = f"{type(error).__name__}: {in_a_line(str(error), 120)}"
+            raise CourseError(f"{path} is no notebook of an assignment ({words}).") from None
+        return text
+
+    @property
+    def submitted(self) -> Path:
+        return self.root / self.folders.submitted_directory
 
     def students(self, name: str) -> dict[str, Path]:
-        """{student: folder} of those who handed something in."""
-        submitted = self.root / self.folders.submitted_directory
-        return {
-            folder.parent.name: folder
-            for folder in sorted(submitted.glob(f"*/{name}"))
-            if not folder.parent.name.startswith(".")
-        }
+        """{student: folder} of those who handed something in, and can be named."""
+        return places.students(self.submitted, name)
+
+    def misplaced(self, only: tuple[str, ...] = ()) -> list[str]:
+        """A sentence for everything below ``submitted/`` that is no submission; of these students alone."""
+        return list(places.misplaced(self.submitted, self.assignments, only))
+
+    @property
+    def assignments(self) -> list[str]:
+        source = self.root / self.folders.source_directory
+        return sorted(f.name for f in source.glob("*") if (f / f"{f.name}.ipynb").is_file())
+
+    def works(self, name: str) -> dict[str, "Work"]:
+        """What each student is graded for: their own folder, or that of one in their group."""
+        due, folders, works = late.kept(self.keep(name) / "due.json"), self.students(name), {}
+        for student, folder in folders.items():
+            record = self.keep(name) / "collected" / f"{student}.json"
+            time, marked = late.handed_in(_notebook(folder, name), record)
+            works[student] = Work(folder, student, time, late.lateness(due, time, marked))
+        known = people.students(self.root)
+        for group, members in people.groups(self.root, name).items():
+            if strange := [member for member in members if known and member not in {*known, *folders}]:
+                raise CourseError(f"groups.csv names {listed(strange)}, whom students.csv does not know.")
+            if not (there := [member for member in members if member in folders]):
+                continue
+            begin = datetime.min.replace(tzinfo=timezone.utc)
+            by = max(there, key=lambda member: (works[member].time or begin, member))
+            words = f"This is the work of the group {group} ({', '.join(members)}), handed in by {by}."
+            differ = len({_fingerprint(folders[member], name) for member in there}) > 1
+            if differ:
+                words += f" Others of the group handed in, too: {listed(sorted({*there} - {by}))}."
+            work = replace(works[by], words=in_a_line(words, 500), human=differ)
+            works |= dict.fromkeys(members, work)
+        return dict(sorted(works.items()))
 
     def place(self, kind: str, student: str, name: str) -> Path:
         """The folder of ``kind`` ("autograded", "feedback") of a student's assignment."""
@@ -115,8 +178,9 @@ class Course:
         except ModuleNotFoundError as error:
             raise CourseError(f'{error}. For PostgreSQL: pip install "aecourse[postgres]".') from None
         except SQLAlchemyError as error:
-            words = str(error).partition("\n")[0]  # the address, which may hold a password, is not in it
-            raise CourseError(f"The gradebook cannot be opened: {words}") from None
+            raise CourseError(f"The gradebook cannot be opened: {_plain(error)}") from None
+        except subprocess.SubprocessError as error:  # of a gradebook that is older than nbgrader
+            raise CourseError(f"The gradebook cannot be brought up to date: {error}") from None
 
     def prepare(self, name: str, source: str) -> None:
         """Make the gradebook know the assignment as the source is now."""
@@ -128,10 +192,113 @@ class Course:
         from nbgrader.apps import NbGraderAPI  # takes seconds to import, and is needed here only
 
         self.config.CourseDirectory.db_url = self.database
-        folders = CourseDirectory(config=self.config)
-        result = NbGraderAPI(folders, config=self.config).generate_assignment(name)
+        config = copy.deepcopy(self.config)
+        with tempfile.TemporaryDirectory(prefix="aecourse-release-") as elsewhere:
+            # nbgrader does nothing, and says nothing, where there is a students' version already.
+            if (self.root / self.folders.release_directory / name).exists():
+                config.CourseDirectory.release_directory = elsewhere
+            result = NbGraderAPI(CourseDirectory(config=config), config=config).generate_assignment(name)
         if not result["success"]:
-            raise CourseError(f"nbgrader could not make {name} known to the gradebook:\n{result['log']}")
+            lines = str(result.get("log") or result.get("error") or "").strip().splitlines() or [""]
+            why = next((line for line in lines if "ERROR" in line), lines[-1])
+            why = in_a_line(re.sub(r"^\[.*?\] *(ERROR \| *)?", "", why), 300)
+            raise CourseError(f"nbgrader could not make {name} known to the gradebook: {why}")
+
+    def enrol(self) -> None:
+        """Make the gradebook know the class, if ``students.csv`` names it."""
+        listed_there = people.students(self.root)
+        if not listed_there:
+            return
+        fields = ("first_name", "last_name", "email")
+
+        def add() -> None:
+            known = {student.id: student for student in gradebook.students}
+            for student, row in listed_there.items():
+                if student not in known:
+                    gradebook.db.add(known.setdefault(student, Student(id=student)))
+                for name in fields:
+                    if row.get(name) and getattr(known[student], name) != row[name]:
+                        setattr(known[student], name, row[name])
+            gradebook.db.commit()
+
+        with self.gradebook() as gradebook:
+            _patiently(gradebook, add)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a student is graded for.
+
+    Attributes:
+        folder: with the notebook.
+        by: the student whose folder it is, who may be another one of the group.
+        time: when it was handed in, if that is known.
+        late: what follows from that.
+        words: a sentence about the group, if there is one.
+        human: whether somebody should look at what the group handed in.
+    """
+
+    folder: Path
+    by: str
+    time: datetime | None = None
+    late: Late = field(default_factory=Late)
+    words: str = ""
+    human: bool = False
+
+
+def _notebook(folder: Path, name: str) -> Path | None:
+    try:
+        return submission.find(folder, name)[0]
+    except ValueError:
+        return None
+
+
+def _fingerprint(folder: Path, name: str) -> str:
+    """Of what was handed in, or of why it cannot be read."""
+    try:
+        return hashlib.sha256(submission.content(submission.find(folder, name)[0])).hexdigest()
+    except ValueError as error:
+        return str(error)
+
+
+def _check(assignment: Assignment) -> None:
+    """Refuse a source that nothing can be graded by.
+
+    Raises:
+        CourseError: in words that go on after its path.
+    """
+    names = [grade_id(cell) for cell in assignment.notebook.cells if grade_id(cell)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise CourseError(f"has more than one cell with the grade id {listed(twice)}.")
+    if not assignment.tests and not assignment.written:
+        raise CourseError("has no cell with points: is it the instructor's version?")
+    for name, cell in (assignment.tests | assignment.written).items():
+        points = cell.metadata.nbgrader.get("points")
+        if isinstance(points, bool) or not isinstance(points, int | float) or not 0 <= points < 1e6:
+            raise CourseError(f"gives the cell {name} no points: {in_a_line(str(points), 20)}.")
+
+
+def _patiently(gradebook: Gradebook, action: Callable):
+    """The result of an action, which can be done again, on a gradebook that another program may be writing
+    to. (nbgrader's own functions would print a traceback each time.)"""
+    start, said = time.monotonic(), False
+    while True:
+        try:
+            return action()
+        except OperationalError as error:
+            gradebook.db.rollback()
+            if "locked" not in str(error) or time.monotonic() - start > PATIENCE:
+                raise
+            if not said:
+                words = f"The gradebook is in use by another program: waiting for it, up to {PATIENCE:.0f} s."
+                print(words, file=sys.stderr)
+            said = True
+            time.sleep(0.5)
+
+
+def _plain(error: SQLAlchemyError) -> str:
+    """What a database says. Its address, which may hold a password, is not in the first line."""
+    return in_a_line(str(error).partition("\n")[0], 200)
 
 
 # --------------------------------------------------------------------------- files that are there or not
@@ -150,17 +317,27 @@ def write(path: Path, text: str, sync: bool = False) -> None:
 
 
 def read(path: Path) -> dict:
-    """The JSON object in a file; empty when there is none."""
+    """The JSON object in a file; empty when there is none, or something else that we never wrote."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _kept(path: Path) -> Verdict | None:
+    """The verdict in a file; none if it is not whole."""
+    try:
+        verdict = Verdict.of(read(path))
+        return verdict if all(isinstance(test.points, int | float) for test in verdict.tests) else None
+    except (TypeError, KeyError, AttributeError):
+        return None
 
 
 def _hash(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 
@@ -198,7 +375,7 @@ def local(
         pool = concurrent.futures.ProcessPoolExecutor(
             count, mp_context=context, initializer=_begin, initargs=(numbers, sandboxes)
         )
-        with pool, _cancelling(pool):
+        with _ending(pool):
             jobs = {pool.submit(worker.grade, bundle): bundle for bundle in left.values()}
             for sandbox in sandboxes:  # the processes have been forked; a new pool makes its own
                 sandbox.leave()
@@ -221,12 +398,15 @@ def local(
 
 
 @contextlib.contextmanager
-def _cancelling(pool: concurrent.futures.Executor) -> Iterator[None]:
-    """What has not begun is not begun when the coordinator stops, after Ctrl-C for example."""
+def _ending(pool: concurrent.futures.Executor) -> Iterator[None]:
+    """Wait for the pool's end, or else Python's own stumbles over it; but when the coordinator stops, after
+    Ctrl-C for example, begin nothing more and wait for nothing."""
     try:
         yield
-    finally:
+    except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown(wait=True)
 
 
 def _begin(numbers, sandboxes: tuple[Sandbox, ...]) -> None:
@@ -273,6 +453,7 @@ class Options:
         force: grade again what was graded before.
         sandbox: see `sandbox.Sandbox`.
         sandboxes: some of these that have been started already, for the first to come.
+        due: when it is due, from now on; "" for never. Default: as it was.
         progress: show a progress bar.
     """
 
@@ -283,6 +464,7 @@ class Options:
     sandbox: str = "bubblewrap"
     sandboxes: tuple[Sandbox, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    due: Due | str | None = None
     progress: bool = True
 
 
@@ -293,29 +475,50 @@ def grade(course: Course, name: str, options: Options) -> dict[str, Verdict]:
         CourseError: the course's folder, in words for the instructor.
         SandboxError: there is no sandbox.
     """
-    source = course.source(name)
-    folders = course.students(name)
-    if unknown := [student for student in options.students if student not in folders]:
-        raise CourseError(f"Nothing was handed in for {name} by {', '.join(unknown)}.")
-    chosen = {s: f for s, f in folders.items() if s in (options.students or folders)}
-    keep = course.keep(name)
+    source, keep = course.source(name), course.keep(name)
     with alone(keep):
-        course.prepare(name, source)
-        bundles = [bundle(name, student, source, folder, options) for student, folder in chosen.items()]
-        kept = {
-            b.student: read(keep / "verdicts" / f"{b.student}.json") for b in bundles if not options.force
+        if options.due is not None:
+            write(keep / "due.json", late.text(options.due) if options.due else "{}")
+        works = course.works(name)
+        if unknown := [student for student in options.students if student not in works]:
+            names = listed([in_a_line(student) for student in unknown])
+            raise CourseError(f"Nothing was handed in for {name} by {names}.")
+        works = {student: work for student, work in works.items() if student in (options.students or works)}
+        try:
+            return _run(course, name, source, works, options)
+        except SQLAlchemyError as error:
+            raise CourseError(
+                f"The gradebook cannot be written ({_plain(error)}). What was graded is kept: give the "
+                "command again when this is mended."
+            ) from None
+
+
+def _run(
+    course: Course, name: str, source: str, works: dict[str, Work], options: Options
+) -> dict[str, Verdict]:
+    """Grade what has not been graded, and settle all."""
+    course.prepare(name, source)
+    course.enrol()
+    folder = course.keep(name) / "verdicts"
+    groups: dict[str, list[str]] = {}  # of a group one is graded for all
+    for student, work in works.items():
+        groups.setdefault(work.by, []).append(student)
+    bundles = {by: bundle(name, by, source, works[each[0]].folder, options) for by, each in groups.items()}
+    keys = {by: bundles[by].key() for by in bundles}
+    kept = {} if options.force else {student: _kept(folder / f"{student}.json") for student in works}
+    verdicts = {s: v for s, v in kept.items() if v is not None and v.key == keys[works[s].by]}
+    todo = [bundles[by] for by, each in groups.items() if any(student not in verdicts for student in each)]
+    ledger = Ledger(course, name, source)
+    # Whatever stops this, Ctrl-C in the middle of a verdict too: workers end before their sandboxes do.
+    with ledger, contextlib.closing(_graded(todo, options)) as graded:
+        verdicts = {
+            student: ledger.settled_for(verdict, works[student]) for student, verdict in verdicts.items()
         }
-        todo = [b for b in bundles if kept.get(b.student, {}).get("key") != b.key()]
-        verdicts = {b.student: Verdict.of(kept[b.student]) for b in bundles if b not in todo}
-        ledger = Ledger(course, name, source)
-        # Whatever stops this, Ctrl-C in the middle of a verdict too: workers end before their sandboxes do.
-        with ledger, contextlib.closing(_graded(todo, options)) as graded:
-            for verdict in verdicts.values():
-                ledger.settle(verdict)
-            for verdict in graded:
-                write(keep / "verdicts" / f"{verdict.student}.json", json.dumps(verdict.as_dict()), sync=True)
-                verdicts[verdict.student] = verdict
-                ledger.settle(verdict)
+        for verdict in graded:
+            for student in groups[verdict.student]:
+                own = replace(verdict, student=student)
+                write(folder / f"{student}.json", json.dumps(own.as_dict()), sync=True)
+                verdicts[student] = ledger.settled_for(own, works[student])
     return dict(sorted(verdicts.items()))
 
 
@@ -375,6 +578,7 @@ class Ledger:
         self.course, self.name = course, name
         self.assignment = Assignment.of(name, source)
         self.settled = course.keep(name) / "settled"
+        self.due = late.kept(course.keep(name) / "due.json")
 
     def __enter__(self) -> "Ledger":
         self.gradebook = self.course.gradebook()
@@ -386,27 +590,71 @@ class Ledger:
         }
         self.graded, self.commented = names["grade"] | names["task"], names["solution"] | names["task"]
         self.cells = self.graded | self.commented
+        if (self.course.keep(self.name) / "due.json").exists():
+            assignment = self.gradebook.find_assignment(self.name)
+            date = self.due and self.due.when.astimezone(timezone.utc).replace(tzinfo=None)
+            if assignment.duedate != date:
+                assignment.duedate = date
+                self.gradebook.db.commit()
         return self
 
     def __exit__(self, *_) -> None:
         self.gradebook.close()
 
-    def settle(self, verdict: Verdict) -> None:
-        """Bring a verdict, and what a person has marked since, to gradebook, notebook and feedback."""
+    def settled_for(self, verdict: Verdict, work: Work) -> Verdict:
+        """`settle`, and the verdict with what there is to say besides. What stands in the way of one
+        student's pages costs nobody else anything."""
+        try:
+            return _patiently(self.gradebook, lambda: self.settle(verdict, work))
+        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            words = f"The pages cannot be written: {error.strerror}: {in_a_line(str(error.filename), 200)}."
+            return replace(verdict, human=True, trouble=words)
+
+    def settle(self, verdict: Verdict, work: Work) -> Verdict:
+        """Bring a verdict, and what a person has marked since, to gradebook, notebook and feedback.
+
+        Returns:
+            the verdict with remarks on group, time and marks; its points are those of the tests.
+        """
         marker = self.settled / verdict.student
-        done = read(marker)
-        if done.get("key") != verdict.key or not self._recorded(verdict):
-            self._record(verdict)
-        marked, marks = self.marked(verdict)
-        state = hashlib.sha256(json.dumps([marked.as_dict(), marks], sort_keys=True).encode()).hexdigest()
+        done, lost, there = self._done(verdict.student), [], True
+        if done.get("key") != verdict.key or not (there := self._recorded(verdict)):
+            lost = self._record(verdict, done)
+        marked = self.marked(verdict, work, done)
+        when = work.time.astimezone(timezone.utc).replace(tzinfo=None) if self.due and work.time else None
+        clock = [str(when or ""), round(marked.deduction, 6)]
+        if clock != (done.get("clock", ["", 0]) if there else ["", 0]):
+            self._record_time(verdict, when, marked.deduction)
+        if lost:
+            words = (
+                f"The gradebook had lost this submission. It has it again, without marks of {listed(lost)}."
+            )
+            marked = replace(marked, verdict=replace(marked.verdict, human=True, trouble=words))
+        shown = [marked.verdict.as_dict(), marked.marks, marked.deduction]
+        state = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
         page = self.course.place("feedback", verdict.student, self.name) / f"{self.name}.html"
-        if done == {"key": verdict.key, "state": state, "page": _hash(page)}:
-            return
-        if verdict.notebook:
-            path = self.course.place("autograded", verdict.student, self.name) / f"{self.name}.ipynb"
-            write(path, verdict.notebook)
-        write(page, pages.feedback_page(marked, self.assignment, marks))
-        write(marker, json.dumps({"key": verdict.key, "state": state, "page": _hash(page)}))
+        new = {"key": verdict.key, "state": state, "page": _hash(page), "clock": clock}
+        new |= {"written": self._written(verdict), "changed": marked.changed, "marked": marked.by_hand}
+        if done != new:
+            if verdict.notebook:
+                path = self.course.place("autograded", verdict.student, self.name) / f"{self.name}.ipynb"
+                write(path, verdict.notebook)
+            write(page, pages.feedback_page(marked.verdict, self.assignment, marked.marks, marked.deduction))
+            write(marker, json.dumps(new | {"page": _hash(page)}))
+        return replace(marked.verdict, tests=verdict.tests)
+
+    def _done(self, student: str) -> dict:
+        """What the last run has left about a student; empty if that is not what it was."""
+        done = read(self.settled / student)
+        names = [done.get("changed", []), done.get("marked", [])]
+        sound = all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names)
+        return done if sound and isinstance(done.get("written", {}), dict) else {}
+
+    def _written(self, verdict: Verdict) -> dict[str, str]:
+        """{question or test: a fingerprint of what the student wrote for it}."""
+        parts = {name: [text, verdict.pictures.get(name, [])] for name, text in verdict.answers.items()}
+        parts |= {test.name: verdict.sources.get(test.name.rpartition("_")[0], "") for test in verdict.tests}
+        return {n: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for n, part in parts.items()}
 
     def _submitted(self, verdict: Verdict) -> SubmittedNotebook:
         return self.gradebook.find_submission_notebook(self.name, self.name, verdict.student)
@@ -420,29 +668,55 @@ class Ledger:
         scores = {self.cells[grade.cell_id]: grade.auto_score for grade in submitted.grades}
         return all(scores.get(test.name) == test.points for test in verdict.tests)
 
-    def _record(self, verdict: Verdict) -> None:
-        self.gradebook.update_or_create_student(verdict.student)
+    def _record(self, verdict: Verdict, done: dict) -> list[str]:
+        """Write the points of the tests. What was marked by hand stays; a person is asked where something
+        else was handed in since.
+
+        Returns:
+            names of what was marked by hand and is lost with a gradebook that is not there any more.
+        """
         points = {test.name: test.points for test in verdict.tests}
         try:
-            self.gradebook.find_submission(self.name, verdict.student)
+            self._submitted(verdict)
         except MissingEntry:
-            return self._add(verdict, points)
+            self._add(verdict, points)
+            return done.get("marked") or []
+        changed = self._changed(verdict, done)
         for grade in self._submitted(verdict).grades:
             name = self.cells[grade.cell_id]
             if name in points:
                 grade.auto_score = points[name]
                 grade.needs_manual_grade = grade.manual_score is not None or verdict.human
             else:
-                grade.needs_manual_grade = grade.manual_score is None
+                waits = grade.needs_manual_grade and name in (done.get("changed") or ())
+                grade.needs_manual_grade = grade.manual_score is None or name in changed or waits
+        self.gradebook.db.commit()
+        return []
+
+    def _changed(self, verdict: Verdict, done: dict) -> set[str]:
+        """Questions and tests for which there is something else than when ``done`` was written."""
+        before = done.get("written") or {}
+        return {name for name, mark in self._written(verdict).items() if before.get(name, mark) != mark}
+
+    def _record_time(self, verdict: Verdict, when: datetime | None, deduction: float) -> None:
+        """When it was handed in, and what that costs, where nbgrader keeps it."""
+        submitted = self._submitted(verdict)
+        submitted.late_submission_penalty = deduction
+        submitted.assignment.timestamp = when
         self.gradebook.db.commit()
 
     def _add(self, verdict: Verdict, points: dict[str, float]) -> None:
         """What nbgrader's `add_submission` makes, with the points in it: in one transaction and not in three,
         and without an object for each of its rows."""
         db, (assignment, notebook) = self.gradebook.db, self.ids
-        submission = SubmittedAssignment(assignment_id=assignment, student_id=verdict.student)
-        db.add(submission)
-        db.flush()
+        if db.get(Student, verdict.student) is None:
+            db.add(Student(id=verdict.student))
+        ids = {"assignment_id": assignment, "student_id": verdict.student}
+        submission = db.query(SubmittedAssignment).filter_by(**ids).first()
+        if submission is None:  # or it has lost its notebook
+            submission = SubmittedAssignment(**ids)
+            db.add(submission)
+            db.flush()
         submitted = SubmittedNotebook(assignment_id=submission.id, notebook_id=notebook)
         db.add(submitted)
         db.flush()
@@ -460,13 +734,22 @@ class Ledger:
             db.execute(insert(Comment), [{"notebook_id": submitted.id, "cell_id": c} for c in self.commented])
         db.commit()
 
-    def marked(self, verdict: Verdict) -> tuple[Verdict, dict[str, tuple[float | None, str]]]:
-        """The verdict with the points that a person changed or added, and {name: (points, comment)} of
-        written questions, and of tasks with a comment."""
+    def marked(self, verdict: Verdict, work: Work, done: dict | None = None) -> "Marked":
+        """The verdict with the points that a person changed or added, and what else is to be said.
+
+        Args:
+            done: what `settle` has left, the last time; default: what there is.
+        """
+        done = self._done(verdict.student) if done is None else done
         submitted = self._submitted(verdict)
-        by_hand = {self.cells[g.cell_id]: (g.manual_score, g.extra_credit or 0.0) for g in submitted.grades}
+        grades = {self.cells[grade.cell_id]: grade for grade in submitted.grades}
+        by_hand = {name: (grade.manual_score, grade.extra_credit or 0.0) for name, grade in grades.items()}
+        waiting = {name for name, grade in grades.items() if grade.needs_manual_grade}
         comments = {self.cells[c.cell_id]: c.comment for c in submitted.comments if c.comment}
         self.gradebook.db.rollback()  # nothing was changed; a server's transactions should be short
+        given = [name for name, (points, _) in by_hand.items() if points is not None]
+        changed = self._changed(verdict, done) | set(done.get("changed") or ())
+        changed = sorted(changed & set(given) & waiting)  # until somebody gives the mark again
         tests = []
         for test in verdict.tests:
             points, extra = by_hand.get(test.name, (None, 0.0))
@@ -475,7 +758,41 @@ class Ledger:
         for name in self.assignment.written:
             points, extra = by_hand.get(name, (None, 0.0))
             marks[name] = None if points is None else points + extra, comments.get(name, "")
-        return replace(verdict, tests=tests), marks
+        words = [work.words, work.late.words]
+        words += [
+            f"{name} was changed after it was marked. Its points are those given before." for name in changed
+        ]
+        total = sum(test.points for test in tests) + sum(points or 0 for points, _ in marks.values())
+        verdict = replace(
+            verdict,
+            tests=tests,
+            remarks=list(dict.fromkeys([*verdict.remarks, *filter(None, words)])),
+            human=verdict.human or work.human or work.late.human or bool(changed),
+        )
+        return Marked(verdict, marks, work.late.share * max(0.0, total), changed, given)
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A verdict with what people and the clock have made of it.
+
+    Attributes:
+        verdict: with the points that a person changed, and remarks on group, time and marks.
+        marks: {name: (points, comment)} of written questions, and of tasks with a comment.
+        deduction: points taken off for being late.
+        changed: names of what was marked by hand and changed by the student since.
+        by_hand: names of what was marked by hand.
+    """
+
+    verdict: Verdict
+    marks: dict[str, tuple[float | None, str]]
+    deduction: float
+    changed: list[str]
+    by_hand: list[str]
+
+    @property
+    def score(self) -> float:
+        return self.verdict.points + sum(points or 0 for points, _ in self.marks.values()) - self.deduction
 
 
 # --------------------------------------------------------------------------- what comes out of it
@@ -493,17 +810,17 @@ def summary(verdicts: dict[str, Verdict]) -> str:
         f"{scores[0]:g} to {scores[-1]:g} of {out_of:g}."
     ]
     if human:
-        more = f" and {len(human) - 10} more" if len(human) > 10 else ""
-        lines.append(f"{len(human)} need a human eye: {', '.join(human[:10])}{more}.")
+        names = listed([in_a_line(student) for student in human], 10)
+        lines.append(f"{len(human)} need a human eye: {names}.")
     return "\n".join(lines)
 
 
 def exported(kind: str, course: Course, name: str, verdicts: dict[str, Verdict]) -> str:
     """The text of a report ("report") or of a file for other programs ("csv", "canvas", "moodle")."""
-    assignment = Assignment.of(name, course.source(name))
+    assignment, works = Assignment.of(name, course.source(name)), course.works(name)
     with Ledger(course, name, course.source(name)) as ledger:
-        marked = {student: ledger.marked(verdict) for student, verdict in verdicts.items()}
-        people = {
+        marked = {student: ledger.marked(verdict, works[student]) for student, verdict in verdicts.items()}
+        students = {
             student.id: {
                 "first_name": student.first_name or "",
                 "last_name": student.last_name or "",
@@ -511,18 +828,21 @@ def exported(kind: str, course: Course, name: str, verdicts: dict[str, Verdict])
             }
             for student in ledger.gradebook.students
         }
-    marks = {student: by_hand for student, (_, by_hand) in marked.items()}
-    scores = {
-        student: verdict.points + sum(points or 0 for points, _ in by_hand.values())
-        for student, (verdict, by_hand) in marked.items()
-    }
-    shown = [verdict for verdict, _ in marked.values()]
+    scores = {student: found.score for student, found in marked.items()}
+    shown = [found.verdict for found in marked.values()]
+    days = {student: works[student].late.days for student in marked}
+    deductions = {student: found.deduction for student, found in marked.items()}
     if kind == "csv":
-        return export.csv(assignment, shown, marks)
+        timed = {student: (days[student], deductions[student]) for student in marked}
+        marks = {student: found.marks for student, found in marked.items()}
+        return export.csv(assignment, shown, marks, timed if any(days.values()) else None)
     if kind == "canvas":
-        return export.canvas(scores, people, name, sum(assignment.points().values()))
+        return export.canvas(scores, students, name, sum(assignment.points().values()))
     if kind == "moodle":
-        return export.moodle(scores, people, name)
+        return export.moodle(scores, students, name)
     stubs = {task: SOLUTION.sub("", cell.source) for task, cell in assignment.tasks.items()}
-    alike = similar.pairs({student: verdict.sources for student, verdict in verdicts.items()}, stubs)
-    return pages.report_page(assignment, shown, scores, alike)
+    sources = {
+        works[student].by: verdict.sources for student, verdict in verdicts.items()
+    }  # one of each group
+    overdue = [(s, days[s], deductions[s], works[s].late.words) for s in marked if works[s].late.words]
+    return pages.report_page(assignment, shown, scores, similar.pairs(sources, stubs), overdue)

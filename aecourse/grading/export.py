@@ -12,26 +12,33 @@ from csv import QUOTE_NONNUMERIC, writer
 
 from aecourse.grading.pages import function_of
 from aecourse.grading.submission import Assignment
+from aecourse.grading.words import shown
 
 Marks = dict[str, tuple[float | None, str]]
 
 # At the start, and after what some locale takes for the end of a cell. The wide forms are East Asian.
 FORMULA = re.compile(r"(^|[;,])(\s*)(?=[=+\-@＝＋－＠])")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]+")
 
 
-def csv(assignment: Assignment, verdicts: Iterable, marks: dict[str, Marks] | None = None) -> str:
+def csv(
+    assignment: Assignment,
+    verdicts: Iterable,
+    marks: dict[str, Marks] | None = None,
+    late: dict[str, tuple[int, float]] | None = None,
+) -> str:
     """One row per student: status, points of each task, total and the points there are.
 
     Args:
         assignment: the instructor's notebook.
         verdicts: the `worker.Verdict` of each student.
         marks: by student, what a person gave for written questions. A question not yet marked stays empty.
+        late: by student, days and points taken off; without it there are no such columns.
     """
     points = assignment.points()
     functions = list(dict.fromkeys(function_of(name) for name in assignment.tests))
     questions = list(assignment.written)
-    rows = [["student", "status", *functions, *questions, "total", "out_of"]]
+    head = ["student", "status", *functions, *questions]
+    rows = [[*head, *(["late_days", "taken_off"] if late else []), "total", "out_of"]]
     for verdict in sorted(verdicts, key=lambda verdict: verdict.student):
         got = Counter()
         for test in verdict.tests:
@@ -39,7 +46,9 @@ def csv(assignment: Assignment, verdicts: Iterable, marks: dict[str, Marks] | No
         given = (marks or {}).get(verdict.student, {})
         by_hand = [given.get(question, (None, ""))[0] for question in questions]
         total = sum(got.values()) + sum(mark or 0 for mark in by_hand)
-        row = [got[function] for function in functions] + by_hand + [total, sum(points.values())]
+        days, taken_off = (late or {}).get(verdict.student, (0, 0.0))
+        row = [got[function] for function in functions] + by_hand + ([days, taken_off] if late else [])
+        row += [total - taken_off, sum(points.values())]
         rows.append([verdict.student, verdict.status, *map(_number, row)])
     return _text(rows)
 
@@ -136,4 +145,4 @@ def _text(rows: list[list], plain: tuple[str, ...] = ()) -> str:
 
 def _safe(cell: str) -> str:
     """A cell that no spreadsheet takes for a formula, on one line."""
-    return FORMULA.sub(r"\1\2'", CONTROL.sub(" ", cell))
+    return FORMULA.sub(r"\1\2'", shown(cell).replace("\n", " ").replace("\t", " "))

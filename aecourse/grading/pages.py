@@ -4,6 +4,7 @@ Both are one file that asks nobody for anything and needs no script. All that st
 through the templates' escaping; a feedback page is made from one student's verdict and holds nothing else.
 """
 
+import builtins
 import math
 import re
 import statistics
@@ -17,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aecourse.checks.core import FOLLOWS, UNWRITTEN, address
 from aecourse.grading.submission import Assignment, grade_id
+from aecourse.grading.words import shown
 
 if TYPE_CHECKING:
     from aecourse.grading.worker import Test, Verdict
@@ -29,7 +31,6 @@ STATUS = {
     "unreadable": "cannot be read",
     "missing": "no notebook",
 }
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +51,7 @@ def _environment() -> Environment:
 
 
 def _render(template: str, **values) -> str:
-    return UNPRINTABLE.sub("\ufffd", _environment().get_template(template).render(values))
+    return shown(_environment().get_template(template).render(values))
 
 
 def _number(value: float) -> str:
@@ -113,6 +114,7 @@ class _Section:
     tests: list[dict] = field(default_factory=list)
     code: str = ""
     answer: str = ""
+    pictures: list[str] = field(default_factory=list)  # addresses that hold them
     comment: str = ""
 
     @property
@@ -121,7 +123,10 @@ class _Section:
 
 
 def feedback_page(
-    verdict: "Verdict", assignment: Assignment, marks: dict[str, tuple[float | None, str]]
+    verdict: "Verdict",
+    assignment: Assignment,
+    marks: dict[str, tuple[float | None, str]],
+    deduction: float = 0.0,
 ) -> str:
     """The HTML page that a student gets.
 
@@ -130,6 +135,7 @@ def feedback_page(
         assignment: the instructor's notebook, for titles, order and the source of visible checks.
         marks: for each written question the points that a person gave (None: not yet) and a comment; for
             tasks, (None, comment).
+        deduction: points taken off for being late.
 
     Raises:
         ValueError: verdict or marks are of another assignment.
@@ -146,7 +152,8 @@ def feedback_page(
         readable=verdict.status not in ("unreadable", "missing"),
         remarks=list(dict.fromkeys(verdict.remarks)),
         sections=sections,
-        points=sum(section.points or 0 for section in sections),
+        points=sum(section.points or 0 for section in sections) - deduction,
+        deduction=deduction,
         out_of=sum(section.out_of for section in sections),
         unmarked=sum(section.out_of for section in sections if section.points is None),
     )
@@ -159,9 +166,15 @@ def _sections(verdict: "Verdict", assignment: Assignment, marks: dict) -> list[_
     for name in titles:
         if name in assignment.written:
             mark, comment = marks.get(name, (None, ""))
-            answer = verdict.answers.get(name, "")[:LONGEST]
             sections[f"written {name}"] = _Section(
-                name, titles[name], points[name], mark, written=True, answer=answer, comment=comment or ""
+                name,
+                titles[name],
+                points[name],
+                mark,
+                written=True,
+                answer=_cut(verdict.answers.get(name, "")),
+                pictures=verdict.pictures.get(name, []),
+                comment=comment or "",
             )
         elif name in tests:
             function, test = function_of(name), tests[name]
@@ -173,8 +186,12 @@ def _sections(verdict: "Verdict", assignment: Assignment, marks: dict) -> list[_
         if not section.written:
             source = verdict.sources.get(function, "")
             section.comment = marks.get(function, (None, ""))[1]
-            section.code = source[:LONGEST] + ("\n… (cut here)" if len(source) > LONGEST else "")
+            section.code = _cut(source)
     return list(sections.values())
+
+
+def _cut(text: str) -> str:
+    return text[:LONGEST] + ("\n… (cut here)" if len(text) > LONGEST else "")
 
 
 def _shown(test: "Test", source: str) -> dict:
@@ -212,6 +229,7 @@ def report_page(
     verdicts: Iterable["Verdict"],
     scores: dict[str, float],
     similar: list[tuple[float, str, str, list[str]]],
+    overdue: Iterable[tuple[str, int, float, str]] = (),
 ) -> str:
     """The HTML page with which an instructor starts.
 
@@ -220,6 +238,7 @@ def report_page(
         verdicts: of all submissions, missing ones included.
         scores: each student's points, with what was given by hand so far.
         similar: what `similar.pairs` has found.
+        overdue: of late submissions the student, the days, the points taken off and a sentence.
 
     Raises:
         ValueError: a verdict is of another assignment, or there is no score for it.
@@ -245,8 +264,9 @@ def report_page(
         summary=_summary([scores[verdict.student] for verdict in there]),
         chart=_chart([scores[verdict.student] for verdict in there], out_of),
         tasks=_tasks(there, assignment),
-        slips=_slips(there),
+        slips=_slips(there, assignment),
         times=_times(there),
+        overdue=list(overdue),
         human=[(verdict, _reasons(verdict)) for verdict in verdicts if verdict.human],
         similar=sorted(similar, key=lambda pair: -pair[0])[:50],
         more_similar=max(0, len(similar) - 50),
@@ -327,7 +347,20 @@ def _tasks(verdicts: list["Verdict"], assignment: Assignment) -> list[dict]:
 ASKED_CLOSER = ("checks", "values", "gradients", "stability")  # each looks closer at the same formula
 
 
-def _slips_of(verdict: "Verdict") -> dict[tuple[str, str], str]:
+def _filed_under(test: "Test", source: str) -> str:
+    """The words that stand for a failed test without a slip: those of the course, and never a student's."""
+    if not test.brief:  # a test of the instructor's own
+        return test.message if test.message in source else "A test of the instructor's own is not passed."
+    if error := re.match(r"raised (\w+)", test.brief):
+        return f"raised {error[1]}" if hasattr(builtins, error[1]) else "raised an error"
+    return re.sub(
+        r"^an? (\w+) (?=is (?:returned|made))",
+        lambda kind: kind[0] if hasattr(builtins, kind[1]) else "something else ",
+        test.brief,
+    )
+
+
+def _slips_of(verdict: "Verdict", assignment: Assignment) -> dict[tuple[str, str], str]:
     """{(function, slip): where to read} of one submission, each slip once however many tests meet it.
 
     Where the tests of the common kinds name no slip, the first message stands for all of these, since the
@@ -344,21 +377,21 @@ def _slips_of(verdict: "Verdict") -> dict[tuple[str, str], str]:
             slips |= {(function, slip): test.read for slip in test.slips}
             named |= {function} if kind in ASKED_CLOSER else set()
         elif kind in ASKED_CLOSER:
-            first.setdefault(function, (test.brief or test.message, test.read))
+            first.setdefault(function, (_filed_under(test, assignment.tests[test.name].source), test.read))
         else:
-            slips[function, test.brief or test.message] = test.read
+            slips[function, _filed_under(test, assignment.tests[test.name].source)] = test.read
     for function, (words, read) in first.items():
         if function not in named:
             slips[function, words] = read
     return slips
 
 
-def _slips(verdicts: list["Verdict"], most: int = 30) -> list[dict]:
+def _slips(verdicts: list["Verdict"], assignment: Assignment, most: int = 30) -> list[dict]:
     """The most common misconceptions, over the submissions that could be graded."""
     who, where = defaultdict(list), {}
     graded = [verdict for verdict in verdicts if verdict.status != "unreadable"]
     for verdict in graded:
-        for key, read in _slips_of(verdict).items():
+        for key, read in _slips_of(verdict, assignment).items():
             who[key].append(verdict.student)
             where[key] = where.get(key) or read
     ordered = sorted(who, key=lambda key: (-len(who[key]), key))[:most]

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import nbformat
 
-from aecourse.grading import submission
+from aecourse.grading import answers, imports, submission
 from aecourse.grading.submission import Assignment
+from aecourse.grading.words import in_a_line, listed, shown
 
 SECONDS = 180.0  # what the grader gives a notebook (sandbox.Limits, which only Unix can import)
 
@@ -60,11 +61,16 @@ def main(
     try:
         text = submission.decoded(release.read_bytes())[0]
         submission.opened(text)
+        if not Assignment.of(name, text).known:
+            raise ValueError("it has no cell that counts.")
     except (OSError, ValueError) as error:
         raise ValueError(f"The release {release} cannot be read: {error}") from None
+    except Exception as error:  # nbformat's are of many kinds
+        words = f"{type(error).__name__}: {in_a_line(str(error))}"
+        raise ValueError(f"The release {release} is no notebook ({words}).") from None
     problems = 0
     for finding in check(notebook, text, repair, seconds, name):
-        print(f"{finding.kind + ':':8} {finding.words}", flush=True)
+        print(f"{finding.kind + ':':8} {shown(finding.words)}", flush=True)
         problems += finding.kind == "problem"
     if problems:
         things = "There is one thing" if problems == 1 else f"There are {problems} things"
@@ -126,8 +132,8 @@ def check(
     yield from _cells(release, places, mended, repair)
     if repair is not None:
         yield _repaired(submission.mended(raw, places, release), repair, name)
-    yield from _unwritten(notebook, places, release)
-    yield from _imports(notebook)
+    yield from _unwritten(notebook, raw, places, release)
+    yield from _imports(notebook, release)
     yield from _run(submission.mended(raw, places, release), seconds)
 
 
@@ -160,17 +166,18 @@ def _repaired(notebook: dict, target: Path, name: str) -> Finding:
     return Finding("fine", f"The repaired notebook is {target}. Look at it, then hand it in as {name}.ipynb.")
 
 
-def _unwritten(notebook, places: dict[int, str], release: Assignment) -> Iterator[Finding]:
+def _unwritten(notebook, raw: dict, places: dict[int, str], release: Assignment) -> Iterator[Finding]:
     """Which functions and answers are still to be written?"""
     last = {name: notebook.cells[i] for i, name in places.items()}
     left = [name for name in release.tasks if name in last and _raises(last[name])]
     if left:
         yield Finding("problem", f"Still to be written: {', '.join(left)}. Each gets no points as it is.")
-    cells, sources = release.notebook.cells, {cell.source.strip() for cell in notebook.cells}
-    for name, cell in release.written.items():
-        after = cells.index(cell) + 1
-        if after < len(cells) and cells[after].source.strip() in sources:
+    course = submission.originals(notebook, release, places)
+    for name in release.written:
+        answer = answers.answer(name, notebook.cells, raw["cells"], course, release)
+        if not answer.text:
             yield Finding("note", f"The question {name} has no answer yet.")
+        yield from (Finding("note", remark) for remark in answer.remarks)
 
 
 def _raises(cell) -> bool:
@@ -180,12 +187,25 @@ def _raises(cell) -> bool:
     return any(isinstance(name, ast.Name) and name.id == "NotImplementedError" for name in names)
 
 
-def _imports(notebook) -> Iterator[Finding]:
-    """Is something of the course's library used, which the grader does not have?"""
+def _imports(notebook, release: Assignment) -> Iterator[Finding]:
+    """Is something used that the grader does not have: of the course's library, or of another package?"""
     refused = submission.imported(notebook) - {"aecourse", "aecourse.checks"}
     if used := sorted(name for name in refused if name.startswith("aecourse.")):
         words = f"{', '.join(used)} is not there when your work is graded: of the course, only check is."
         yield Finding("problem", words)
+    own = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    modules, _ = imports.looked_into(own, release.imports)
+    if modules:
+        words = (
+            f"{listed(modules)} may be missing where your work is graded. Its import is then passed over, and"
+        )
+        yield Finding("note", f"{words} what needs it gets no points. Do without it where points are given.")
+    for source in own:
+        if imports.CONFLICT.search(source):
+            yield Finding("problem", f"A merge conflict of git is in the cell {in_a_line(source)}")
+        elif imports.NEWER.search(source):
+            words = "uses syntax of Python 3.12 or later, which the grader may not be able to read."
+            yield Finding("note", f"The cell {in_a_line(source, 50)} {words}")
 
 
 # --------------------------------------------------------------------------- running it
@@ -201,28 +221,29 @@ def _run(notebook: dict, seconds: float) -> Iterator[Finding]:
         yield Finding("problem", words)
         return
     nodes = nbformat.reads(json.dumps(notebook), as_version=4)  # joins the lines of each source
-    start, failed = time.monotonic(), 0
+    where, failed, took = "The first cell", 0, {}  # seconds of each cell
     with tempfile.TemporaryDirectory(prefix="aecourse-check-") as empty:  # only the notebook is handed in
         client = NotebookClient(
             nodes,
             kernel_name="python3",
             allow_errors=True,
             resources={"metadata": {"path": empty}},
-            extra_arguments=["--Application.log_level=40"],  # errors only
+            extra_arguments=["--Application.log_level=50"],  # an interrupted kernel's errors are its own
         )
         try:
             with client.setup_kernel():
+                start = time.monotonic()
                 for i, cell in enumerate(nodes.cells):
                     client.timeout = max(1, math.ceil(seconds - (time.monotonic() - start)))
-                    where = _where(cell, i)
+                    where, begun = _where(cell, i), time.monotonic()
                     client.execute_cell(cell, i)
+                    took[where] = time.monotonic() - begun
                     for output in cell.get("outputs", ()):
                         if output.output_type == "error":
                             failed += 1
                             yield Finding("problem", f"{where} fails: {_shown(output)}")
         except CellTimeoutError:
-            words = f"{where} was not done after {seconds:.0f} seconds, counted from the first cell."
-            yield Finding("problem", f"{words} Is there an endless loop?")
+            yield Finding("problem", _too_slow(where, time.monotonic() - begun, took, seconds))
             return
         except DeadKernelError:
             words = f"{where} ended Python itself: by an exit, or because the memory ran out."
@@ -233,8 +254,20 @@ def _run(notebook: dict, seconds: float) -> Iterator[Finding]:
             yield Finding("problem", f'{words} Try: pip install "aecourse[check]".')
             return
     if not failed:
-        took = f"{time.monotonic() - start:.0f} of {seconds:.0f} seconds"
-        yield Finding("fine", f"It runs from top to bottom, in {took}, and the visible checks pass.")
+        words = f"{time.monotonic() - start:.0f} of {seconds:.0f} seconds"
+        yield Finding("fine", f"It runs from top to bottom, in {words}, and the visible checks pass.")
+
+
+def _too_slow(where: str, own: float, took: dict[str, float], seconds: float) -> str:
+    """The sentence on a notebook that was still running when its time was over: whose fault is it?"""
+    words = f"{where} was not done after {seconds:.0f} seconds, counted from the first cell."
+    if own > seconds / 2:
+        return f"{words} Is there an endless loop?"
+    slowest = max(took, key=took.get, default=where)
+    return (
+        f"{words} It had {own:.0f} of them itself, so it need not be the reason: {slowest} took the longest, "
+        f"{took.get(slowest, own):.0f}. If that is quick at other times, this computer is busy: try again."
+    )
 
 
 def _where(cell, i: int) -> str:

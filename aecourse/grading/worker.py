@@ -29,7 +29,7 @@ from aecourse.grading.sandbox import Limits, Sandbox, SandboxError
 from aecourse.grading.session import Gone, Session, StudentError
 from aecourse.grading.submission import Assignment, Submission
 
-VERSION = 2  # of the verdicts: a change of how they come about grades everything anew
+VERSION = 3  # of the verdicts: a change of how they come about grades everything anew
 MOST_CHILDREN = 20  # of one submission
 
 
@@ -108,6 +108,7 @@ class Verdict:
     notebook: str = ""
     sources: dict[str, str] = field(default_factory=dict)
     answers: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
     trouble: str = ""
 
@@ -142,6 +143,7 @@ def grade(bundle: Bundle) -> dict:
     verdict.human = handed_in.human or bool(bundle.remarks)
     verdict.remarks += [handed_in.unreadable] if handed_in.unreadable else handed_in.remarks
     verdict.sources, verdict.answers = handed_in.sources, handed_in.answers
+    verdict.pictures = handed_in.pictures
     points = assignment.points()
     if handed_in.unreadable:
         verdict.tests = [Test(name, 0.0, points[name], handed_in.unreadable) for name in assignment.tests]
@@ -395,31 +397,36 @@ class _Run:
         self.tests.append(Test(name, got, out_of, message, shown[:5000], round(seconds, 3), **about))
 
     def notebook(self) -> nbformat.NotebookNode:
-        """The notebook as it was graded: the student's cells and the tests, each with what it printed."""
+        """The notebook as it was graded: the student's cells and the tests, each with what it printed, and
+        all that the student wrote in words."""
         results = {test.name: test for test in self.tests}
         originals = {submission.grade_id(cell): cell for cell in self.assignment.notebook.cells}
         names = {source: name for name, source in self.handed_in.sources.items()}
-        contents = []  # (kind, source, metadata, printed, error)
-        for i, (kind, what) in enumerate(self.handed_in.steps):
+        cells = []
+        for i, (kind, what) in enumerate([*self.handed_in.steps, ("end", "")]):
+            cells += self.handed_in.between.get(i, ())
             if kind == "test":
                 test, cell = results[what], originals[what]
                 message = core.with_link(test.message, test.read)
-                contents.append(("code", cell.source, cell.metadata, test.shown, message))
-            else:
+                cells.append(_with_outputs(cell.source, cell.metadata, test.shown, message))
+            elif kind == "cell":
                 metadata = originals[names[what]].metadata if what in names else {}
-                contents.append(("code", what, metadata, self.outputs.get(i, ""), self.failed.get(what, "")))
-        for name, answer in self.handed_in.answers.items():
-            cell = originals[name]
-            contents += [("markdown", cell.source, cell.metadata, "", ""), ("markdown", answer, {}, "", "")]
-        cells = []
-        for i, (kind, source, metadata, printed, error) in enumerate(contents):
-            cells.append(submission.new_cell(kind, source, metadata, f"cell-{i}"))
-            if printed:
-                cells[-1].outputs.append({"output_type": "stream", "name": "stdout", "text": printed})
-            if error:
-                words = {"ename": "Wrong", "evalue": error, "traceback": [error]}
-                cells[-1].outputs.append({"output_type": "error", **words})
+                printed, error = self.outputs.get(i, ""), self.failed.get(what, "")
+                cells.append(_with_outputs(what, metadata, printed, error))
+        for i, cell in enumerate(cells):
+            cell["id"] = f"cell-{i}"
         return submission.new_notebook(cells)
+
+
+def _with_outputs(source: str, metadata: dict, printed: str, error: str) -> nbformat.NotebookNode:
+    """A code cell with what it printed and the error that ended it."""
+    cell = submission.new_cell("code", source, metadata, "")
+    if printed:
+        cell.outputs.append({"output_type": "stream", "name": "stdout", "text": printed})
+    if error:
+        words = {"ename": "Wrong", "evalue": error, "traceback": [error]}
+        cell.outputs.append({"output_type": "error", **words})
+    return cell
 
 
 def parts_of(wrong: core.Wrong) -> dict:

@@ -341,7 +341,7 @@ def _(found):
     found.cells.insert(found.cells.index(target(found)) + 1, copy)
 
 
-@change("emptied-tests-and-a-wrong-function", BAD, lost=(TARGET,))
+@change("emptied-tests-and-a-wrong-function", BAD, lost=(TARGET,), human=True)  # the question, too
 def _(found):
     for cell in graded_cells(found):
         if not cell.metadata.nbgrader.solution:
@@ -349,7 +349,7 @@ def _(found):
     target(found).source = START + "    return wrong(mean, cov)"
 
 
-@change("tests-made-into-text")
+@change("tests-made-into-text", "It was made code again", human=True)
 def _(found):
     for cell in graded_cells(found):
         if cell.metadata.nbgrader.grade:
@@ -424,7 +424,7 @@ def whole() -> bytes:
 unreadable("broken-json", notebook(lambda found: whole()[:-500]), "its JSON is broken")
 unreadable("an-empty-file", content(b""), "The file is empty")
 unreadable("a-blank-file", content(b" \n\n"), "The file is empty")
-unreadable("a-zip-file", content(b"PK\3\4" + bytes(range(256))), "not UTF-8 text")
+unreadable("a-zip-file", content(b"PK\3\4" + bytes(range(256))), "a zip archive")
 unreadable("a-list", content(b"[1, 2]"), "it has no cells")
 unreadable("a-notebook-without-cells", content(b'{"cells": {}}'), "it has no cells")
 unreadable("deep-json", content(b"[" * 10**6), "its JSON is broken")
@@ -472,7 +472,7 @@ unreadable("a-link-to-the-solutions", link_to_the_solutions, LINK, status="missi
 unreadable("a-folder-that-is-a-link", linked_folder, LINK, status="missing")
 unreadable("a-student-that-is-a-link", linked_parent, LINK, status="missing")
 unreadable("a-pipe", lambda folder: os.mkfifo(folder / f"{NAME}.ipynb"), "is no file", status="missing")
-unreadable("a-folder", lambda folder: (folder / f"{NAME}.ipynb").mkdir(), "is no file", status="missing")
+unreadable("a-folder", lambda folder: (folder / f"{NAME}.ipynb").mkdir(), "is a folder", status="missing")
 
 add("byte-order-mark", content("\ufeff".encode() + whole()), "utf-8-sig", human=True)
 add("utf-16", content(whole().decode().encode("utf-16")), "utf-16", human=True)
