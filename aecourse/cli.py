@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_collect(commands)
     _add_grade(commands)
     _add_check(commands)
+    _add_gradescope(commands)
 
     options = parser.parse_args(arguments)
     try:
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
             return grade(options)
         elif options.command == "check-submission":
             return check_submission(options)
+        elif options.command == "gradescope":
+            gradescope(options)
         else:
             from aecourse import reference
 
@@ -191,7 +194,10 @@ def _add_grade(commands) -> None:
     )
     safety = command.add_mutually_exclusive_group()
     safety.add_argument(
-        "--sandbox", default="bubblewrap", metavar="KIND", help="bubblewrap, docker:IMAGE or podman:IMAGE"
+        "--sandbox",
+        default="bubblewrap",
+        metavar="KIND",
+        help="bubblewrap, docker:IMAGE, podman:IMAGE or user",
     )
     safety.add_argument("--unsafe", action="store_true", help="no sandbox: student code runs as you")
     for name, what in (
@@ -223,6 +229,24 @@ def _add_check(commands) -> None:
     )
     command.add_argument("--repair", type=Path, metavar="NEW", help="write a mended copy")
     command.add_argument("--seconds", type=float, help="to run in (default: what the grader gives)")
+
+
+def _add_gradescope(commands) -> None:
+    command = commands.add_parser(
+        "gradescope",
+        help="write an autograder for Gradescope",
+        description="Write the zip file that a programming assignment at Gradescope takes as its autograder. "
+        "It holds the hidden tests: keep it to yourself.",
+    )
+    command.add_argument("assignment", help="its name, for example elbo")
+    command.add_argument("--course", type=Path, default=Path(), help="the course's folder (default: here)")
+    command.add_argument("--output", type=Path, metavar="FILE", help="(default: NAME-gradescope.zip)")
+    command.add_argument(
+        "--hidden-tests",
+        choices=("hidden", "after_published", "after_due_date", "visible"),
+        default="hidden",
+        help="when students see what hidden tests say (default: never)",
+    )
 
 
 def collect(options: argparse.Namespace) -> int:
@@ -323,6 +347,18 @@ def check_submission(options: argparse.Namespace) -> int:
     with needs("check", "check-submission needs nbformat, nbclient and ipykernel"):
         from aecourse.grading import preflight
     return preflight.main(**{name: value for name, value in vars(options).items() if name != "command"})
+
+
+def gradescope(options: argparse.Namespace) -> None:
+    """``aecourse gradescope``: write the archive."""
+    with needs("grading", "Grading needs nbgrader and what goes with it"):
+        from aecourse.grading import course, gradescope
+    path = options.output or Path(f"{options.assignment}-gradescope.zip")
+    source = course.Course(options.course).source(options.assignment)
+    gradescope.write_archive(path, options.assignment, source, options.hidden_tests)
+    print(
+        f"{path} is the autograder of {options.assignment}. It holds the hidden tests: keep it to yourself."
+    )
 
 
 def train(options: argparse.Namespace) -> dict:

@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 import sqlite3
-import sys
 import time
 from pathlib import Path
 
@@ -77,7 +76,7 @@ import os, resource, sys, threading
 print([os.listdir(folder) for folder in ("/tmp", "/dev/shm", "/inside", os.getcwd())])
 print([process for process in os.listdir("/proc") if process.isdigit()][:-1], threading.active_count())
 print([resource.getrlimit(kind) for kind in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)])
-print(open("/proc/1/limits").read(), os.nice(0), os.sched_getaffinity(0), os.umask(0o22))
+print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0), os.umask(0o22), os.getpid())
 print(sorted(os.environ), sys.path, os.statvfs("/tmp").f_bfree)
 """
 
@@ -203,16 +202,3 @@ def test_unsafe_has_limits_all_the_same(name, surroundings, tmp_path):
     assert all(attack.points[test["name"]] == test["points"] for test in verdict["tests"])
     verdict = worker.grade(Bundle(NAME, "good", SHORT, next_notebook(), sandbox="unsafe"))
     assert all(test["points"] == test["out_of"] for test in verdict["tests"])
-
-
-def test_an_environment_below_tmp_is_there_and_stays(monkeypatch, tmp_path):
-    """It is bound over the empty /tmp, and the folder that holds it is closed after that."""
-    monkeypatch.setattr(sys, "prefix", "/tmp/clone/.venv")
-    sandbox = Sandbox.__new__(Sandbox)
-    sandbox.folder = type("Folder", (), {"name": str(tmp_path)})
-    command = " ".join(sandbox._bubblewrap({}, 1))
-    places = [
-        command.index(words)
-        for words in ("--tmpfs /tmp ", "--ro-bind /tmp/clone/.venv ", "--remount-ro /tmp/clone ")
-    ]
-    assert places == sorted(places)

@@ -413,7 +413,9 @@ def test_a_merge_is_the_product_of_two_densities():
     mean, logvar = merge_gaussians(
         *torch.tensor([0.0, 0.0, 3.0, -math.log(2)], dtype=torch.float64).view(4, 1, 1)
     )
-    assert_close(torch.cat([mean, logvar.exp()]).flatten(), torch.tensor([2.0, 1 / 3], dtype=torch.float64), 1e-15)
+    assert_close(
+        torch.cat([mean, logvar.exp()]).flatten(), torch.tensor([2.0, 1 / 3], dtype=torch.float64), 1e-15
+    )
     first, second = torch.randn(2, 2, 4, 3, dtype=torch.float64)
     merged = merge_gaussians(*first, *second)
 
@@ -571,7 +573,9 @@ def test_ancestral_samples_have_the_covariance_of_the_model(cubature):
     seen = model.decoder.weight @ rows[lowest]
     mean = model.decoder.weight @ offset[lowest] + model.decoder.bias
     assert_close(means.mean(dim=0), mean.detach(), 1e-12)
-    assert_close((means - means.mean(dim=0)).T @ (means - means.mean(dim=0)) / len(means), (seen @ seen.T).detach())
+    assert_close(
+        (means - means.mean(dim=0)).T @ (means - means.mean(dim=0)) / len(means), (seen @ seen.T).detach()
+    )
 
 
 def test_the_estimators_of_the_evidence_work_on_a_ladder(x):

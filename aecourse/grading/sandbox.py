@@ -9,6 +9,7 @@ A sandbox takes seconds to start, so nothing here needs torch: it can be started
 
 import contextlib
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -55,6 +56,12 @@ from aecourse.grading import server
 server.main(*sys.argv[1:])
 """
 NOBODY = "65534"
+USERS = range(61184, 65520)  # kept free for such use, by systemd too
+DEVICES = ("null", "zero", "full", "random", "urandom")
+
+
+class SandboxError(RuntimeError):
+    """The sandbox cannot be made, or is gone."""
 
 
 def _homes(folder: str) -> dict[str, str]:
@@ -62,8 +69,76 @@ def _homes(folder: str) -> dict[str, str]:
     return {"HOME": folder, "IPYTHONDIR": f"{folder}/.ipython", "MPLCONFIGDIR": f"{folder}/.mpl"}
 
 
-class SandboxError(RuntimeError):
-    """The sandbox cannot be made, or is gone."""
+def _prefixes() -> set[Path]:
+    """Where Python is."""
+    return {Path(path).resolve() for path in (sys.prefix, sys.base_prefix, sysconfig.get_path("purelib"))}
+
+
+def _copies() -> list[Path]:
+    """The folders of this package: the one in use, and others that are installed."""
+    places = [Path(aecourse.__file__).parent, *(Path(folder) / "aecourse" for folder in sys.path)]
+    return sorted({place.resolve() for place in places if place.is_dir()})
+
+
+def works() -> bool:
+    """Whether bubblewrap is there and may make namespaces."""
+    command = "bwrap --unshare-all --unshare-user --ro-bind / / --proc /proc true".split()
+    return shutil.which("bwrap") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _another_user() -> int:
+    """The number of a user to whom nothing belongs, and who cannot read this package.
+
+    Raises:
+        SandboxError: there can be none.
+    """
+    if os.geteuid() != 0:
+        raise SandboxError("The sandbox of another user is for a container in which you are root.")
+    package = Path(aecourse.__file__).resolve().parent
+    if all(place.stat().st_mode & 0o001 for place in (package, *package.parents)):
+        raise SandboxError(
+            f"Every user can read {package}, and with it what the tests compare with. Close its folder: "
+            f"chmod go-rwx {package.parent}."
+        )
+    taken = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            taken.add(folder.stat().st_uid)
+    # Not by `random`: workers that are forked from one process would all draw the same.
+    return secrets.choice([user for user in USERS if user not in taken])
+
+
+def _end_all(user: int) -> None:
+    """Kill whatever a user runs."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == user:
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
+def _as_nobody(places: list[Path]) -> list[str]:
+    """What makes a command run as nobody, where this is root: root in a sandbox could write the kernel's
+    settings. A first bubblewrap shows nobody these places, even where they are in a folder of root's own."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        raise SandboxError(
+            "You are root, and student code must never run as root. Grade as another user, or install "
+            "setpriv (apt install util-linux), with which the sandbox becomes nobody."
+        )
+    command = "bwrap --dev-bind / / --die-with-parent --cap-drop ALL".split()
+    command += "--cap-add CAP_SETUID --cap-add CAP_SETGID".split()
+    for place in sorted(places):
+        above = list(reversed(place.parents))
+        closed = [i for i, folder in enumerate(above) if not folder.stat().st_mode & 0o001]
+        if closed:
+            if str(above[closed[0]]) not in command:  # once, before all that is shown in it
+                command += ["--tmpfs", str(above[closed[0]])]
+            for folder in above[closed[0] + 1 :]:
+                command += ["--dir", str(folder)]
+            command += ["--ro-bind", str(place), str(place)]
+    command += ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--pdeathsig", "KILL"]
+    return command
 
 
 @dataclass(frozen=True)
@@ -95,8 +170,9 @@ class Sandbox:
 
     Args:
         kind: ``"bubblewrap"``; ``"docker:IMAGE"`` or ``"podman:IMAGE"``, with an image that holds Python,
-            torch and IPython; ``"unsafe"`` for none at all: a process of yours, with its limits, that can
-            read and write what you can, and use the network.
+            torch and IPython; ``"user"`` inside a container that can make no sandbox: another user, who sees
+            what everybody may see there; ``"unsafe"`` for none at all: a process of yours, with its limits,
+            that can read and write what you can.
         scratch: bytes of the scratch folder.
 
     Raises:
@@ -105,8 +181,10 @@ class Sandbox:
 
     def __init__(self, kind: str = "bubblewrap", scratch: int = 64 * 2**20):
         self.folder = tempfile.TemporaryDirectory(prefix="aecourse-inside-")
-        self.scratch = tempfile.TemporaryDirectory(prefix="aecourse-scratch-")  # of the unsafe kind
+        memory = "/dev/shm" if kind == "user" and os.path.isdir("/dev/shm") else None  # as large as it may be
+        self.scratch = tempfile.TemporaryDirectory(prefix="aecourse-scratch-", dir=memory)  # of some kinds
         self.kind = kind
+        self.user = None  # whose processes these are; default: of whoever runs this
         command, environment = self._command(kind, scratch)
         root = Path(self.folder.name)
         here = Path(aecourse.__file__).parent
@@ -120,14 +198,20 @@ class Sandbox:
         self.control.bind(str(root / "control"))
         (root / "control").chmod(0o777)
         self.control.listen(1)
-        self.process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the grader, which then closes this
-        )
+        try:
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the grader, which then closes this
+                user=self.user,
+                group=self.user,
+                extra_groups=None if self.user is None else [],
+            )
+        except OSError as error:
+            raise SandboxError(f"The sandbox cannot be started: {error}") from None
 
     def ready(self, imports: tuple[str, ...] = ()) -> "Sandbox":
         """Wait until it is warm and has imported these modules, once for all; this sandbox.
@@ -169,17 +253,25 @@ class Sandbox:
     def _command(self, kind: str, scratch: int) -> tuple[list[str], dict]:
         """What to run, and with which environment."""
         tool, _, image = kind.partition(":")
-        if tool not in ("bubblewrap", "docker", "podman", "unsafe") or bool(image) != (
+        if tool not in ("bubblewrap", "docker", "podman", "user", "unsafe") or bool(image) != (
             tool in ("docker", "podman")
         ):
             raise SandboxError(
-                f"There is no sandbox {kind!r}: bubblewrap, docker:IMAGE and podman:IMAGE are. The image "
-                "needs torch and IPython."
+                f"There is no sandbox {kind!r}: bubblewrap, docker:IMAGE, podman:IMAGE and user are. The "
+                "image needs torch and IPython."
             )
         program = ["-c", PROGRAM]
-        if tool == "unsafe":
-            own = SETTINGS | _homes(self.scratch.name) | {"PYTHONPATH": self.folder.name}
-            return [sys.executable, *program, self.scratch.name], own
+        if tool in ("user", "unsafe"):
+            folder = Path(self.scratch.name, "own")
+            folder.mkdir(mode=0o700)
+            folders = [str(folder)]
+            if tool == "user":
+                self.user = _another_user()
+                folder.parent.chmod(0o755)
+                os.chown(folder, self.user, self.user)
+                folders += ["/dev/shm", "/tmp", "/var/tmp"]  # where everybody may write
+            own = SETTINGS | _homes(folders[0]) | {"PYTHONPATH": self.folder.name, "TMPDIR": folders[0]}
+            return [sys.executable, *program, tool, str(scratch), *filter(os.path.isdir, folders)], own
         name = "bwrap" if tool == "bubblewrap" else tool
         if shutil.which(name) is None:
             raise SandboxError(
@@ -187,12 +279,13 @@ class Sandbox:
                 "Install bubblewrap (apt install bubblewrap), or choose a container: --sandbox docker:IMAGE."
             )
         settings = SETTINGS | _homes("/tmp") | {"PYTHONPATH": HERE}
-        program += ["/tmp", "/dev/shm"]
+        program += ["mounts" if tool == "bubblewrap" else "folders", str(scratch), "/tmp", "/dev/shm"]
         if tool == "bubblewrap":
             path = {"PATH": os.environ.get("PATH", "")}
             python = Path(sys.executable)  # of an environment behind a link the place itself is shown
             program = [str(python.parent.resolve() / python.name), *program]
-            return [*self._bubblewrap(settings, scratch), *program], path
+            program = [*self._bubblewrap(settings), *program]
+            return [*_as_nobody([*_prefixes(), Path(self.folder.name)]), *program], path
         return [*self._container(tool, settings, scratch), image, *program], dict(os.environ)
 
     def _container(self, tool: str, settings: dict[str, str], scratch: int) -> list[str]:
@@ -210,14 +303,17 @@ class Sandbox:
                 command += ["--env", f"{name}={value}"]
         return command
 
-    def _bubblewrap(self, settings: dict[str, str], scratch: int) -> list[str]:
-        prefixes = {
-            Path(path).resolve() for path in (sys.prefix, sys.base_prefix, sysconfig.get_path("purelib"))
-        }
+    def _bubblewrap(self, settings: dict[str, str]) -> list[str]:
+        """The command up to the program. The right to mount is the warm process's, for the folders of its
+        children, which give it up."""
+        prefixes = _prefixes()
         command = "bwrap --unshare-all --unshare-user --die-with-parent --new-session --as-pid-1".split()
-        command += f"--clearenv --cap-drop ALL --uid {NOBODY} --gid {NOBODY} --hostname sandbox".split()
-        command += "--ro-bind /usr /usr --proc /proc --dev /dev".split()
-        command += ["--size", str(scratch), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+        command += f"--clearenv --uid {NOBODY} --gid {NOBODY} --hostname sandbox".split()
+        command += "--cap-drop ALL --cap-add CAP_SYS_ADMIN".split()
+        command += "--ro-bind /usr /usr --proc /proc --tmpfs /dev --dir /dev/shm --tmpfs /tmp".split()
+        for name in DEVICES:
+            command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+        command += ["--remount-ro", "/dev"]
         for name in ("lib", "lib64", "bin", "sbin"):
             path = Path("/") / name
             if path.is_symlink():
@@ -226,7 +322,6 @@ class Sandbox:
                 command += ["--ro-bind", str(path), str(path)]
         for name in ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d"):
             command += ["--ro-bind-try", name, name]
-        command += ["--size", str(scratch), "--tmpfs", "/tmp"]
         # An environment below /tmp stands in a read-only folder there, which nobody can move away.
         below = sorted({f"/tmp/{prefix.parts[2]}" for prefix in prefixes if prefix.is_relative_to("/tmp")})
         for folder in below:
@@ -236,9 +331,9 @@ class Sandbox:
                 command += ["--ro-bind", str(prefix), str(prefix)]
         for folder in below:
             command += ["--remount-ro", folder]
-        installed = Path(aecourse.__file__).resolve().parent
-        if any(installed.is_relative_to(prefix) for prefix in {*prefixes, Path("/usr")}):
-            command += ["--ro-bind", f"{self.folder.name}/aecourse", str(installed)]  # not the references
+        for installed in _copies():
+            if any(installed.is_relative_to(prefix) for prefix in {*prefixes, Path("/usr")}):
+                command += ["--ro-bind", f"{self.folder.name}/aecourse", str(installed)]  # not the references
         command += ["--ro-bind", self.folder.name, HERE, "--remount-ro", "/", "--chdir", "/tmp"]
         for name, value in settings.items():
             command += ["--setenv", name, value]
@@ -297,6 +392,8 @@ class Sandbox:
     def close(self) -> None:
         """End it, and all that is in it."""
         self._kill()
+        if self.user is not None:
+            _end_all(self.user)
         self.leave()
         self.folder.cleanup()
         self.scratch.cleanup()

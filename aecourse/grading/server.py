@@ -8,8 +8,10 @@ behind. What a child does is in `calls`, what it may do in `confine`.
 import array
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
+import inspect
 import itertools
 import os
 import select
@@ -23,16 +25,36 @@ LIMITS = struct.Struct("<QQQQ")  # memory, CPU seconds, characters of output, by
 END, READY = b"\n", b"ready"
 MOST_THREADS = 500
 FEW = 5  # submissions, after which it pays to make forks quicker
+FIRST = 1000  # the number of a child, so that it does not tell how many threads others had
 
 
-def main(*scratch: str) -> None:
+def main(kind: str, size: str, *scratch: str) -> None:
     """Fork a child for each socket that arrives, until the trusted side closes the control socket.
 
-    scratch: folders to empty after each child; it works in the first.
+    kind: "mounts" if each child can have folders of its own. Otherwise they are emptied after it: "folders"
+    of a container, or of a "user" to whom nothing else belongs, or "unsafe" ones among those of others.
+    size: bytes that a child may have in a folder. scratch: these folders; it works in the first.
     """
+    from aecourse.grading import confine
+
+    mounts, most = kind == "mounts", int(size)
+    counted = {"folders": scratch, "user": scratch[:1]}.get(kind, ())  # what holds no files of others
+
+    def enter(memory: int, cpu: int, file: int) -> None:
+        """What a child does before anything of a submission runs in it."""
+        if confine.LINUX:
+            confine.first_to_go()
+        if mounts:
+            confine.own_mounts(scratch, most)
+        if kind == "user":
+            confine.only_files(scratch)
+        confine.confine(memory, cpu, file)
+
+    if mounts:
+        try_out(enter)
+        confine.close_devices()
     shell = warm_up()
     from aecourse.grading.calls import serve  # needs torch, and the trusted side reads this file without it
-    from aecourse.grading.confine import LINUX, confine
 
     control = socket.socket(socket.AF_UNIX)
     control.connect(str(Path(__file__).parents[2] / "control"))
@@ -42,7 +64,7 @@ def main(*scratch: str) -> None:
             return
         words += part
     settle(words.removesuffix(END).decode().split(","))
-    if LINUX:
+    if confine.LINUX:
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: no process in here may trace this one
     os.chdir(scratch[0])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a handler of ours would make it deadly to this process
@@ -54,6 +76,9 @@ def main(*scratch: str) -> None:
         if not message:
             return
         memory, cpu, output, file = LIMITS.unpack(message)
+        if mounts:
+            count_from(FIRST)
+        before = taken(counted)
         child = os.fork()
         if child == 0:
             control.close()
@@ -64,20 +89,48 @@ def main(*scratch: str) -> None:
                 for standard in (0, 1, 2):  # the pipe of errors is for those of the start
                     os.dup2(null, standard)
                 os.close(null)
-                confine(memory, cpu, file)
+                enter(memory, cpu, file)
                 gc.enable()
                 serve(shell, socket.socket(fileno=descriptors[0]), output)
             os._exit(0)
         for descriptor in descriptors:
             os.close(descriptor)
         while not select.select([control], [], [], 0.1)[0]:  # until it is done, or out of time
-            if threads(child) > MOST_THREADS:  # the whole machine has some 30000 numbers for them
+            files, size = (now - then for now, then in zip(taken(counted), before))
+            full = files > confine.MOST_FILES or size > most * len(counted)
+            if full or threads(child) > MOST_THREADS:  # the whole machine has some 30000 numbers for them
                 os.kill(child, signal.SIGKILL)
         control.recv(1)
-        status = reap(child)
-        for folder in scratch:
+        # All of the namespace, or of the user, or of the child's group.
+        status = reap(child, [-1] if os.getpid() == 1 or kind == "user" else [child, -child])
+        for folder in () if mounts else scratch:
             empty(folder)
         control.sendall(struct.pack("<q", status))
+
+
+def try_out(enter) -> None:
+    """See that a child can enter; why it cannot, somebody should read.
+
+    Raises:
+        SystemExit: it cannot.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            enter(2**30, 60, 2**20)
+        except OSError as error:
+            words = "A submission's own process cannot be made, which a profile of AppArmor may forbid"
+            print(f"{words}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
+
+
+def count_from(number: int) -> None:
+    """Give the next process this number, where the kernel can."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/ns_last_pid", "w") as last:
+        last.write(str(number - 1))
 
 
 def huge_pages() -> None:
@@ -110,10 +163,18 @@ def _receive_descriptor(control: socket.socket) -> tuple[bytes, list[int]]:
     return message, list(descriptors)
 
 
-def reap(child: int) -> int:
+def taken(folders: tuple[str, ...]) -> tuple[int, int]:
+    """How many files and bytes the file systems of these folders hold."""
+    systems = [os.statvfs(folder) for folder in folders]
+    return (
+        sum(system.f_files - system.f_ffree for system in systems),
+        sum((system.f_blocks - system.f_bfree) * system.f_frsize for system in systems),
+    )
+
+
+def reap(child: int, everyone: list[int]) -> int:
     """Kill the child and all that is left of it; its wait status."""
     status = -1
-    everyone = [-1] if os.getpid() == 1 else [child, -child]  # all of the namespace, or of the child's group
     while True:
         for target in everyone:
             with contextlib.suppress(OSError):
@@ -127,12 +188,13 @@ def reap(child: int) -> int:
 
 
 def empty(folder: str) -> None:
-    """Remove all that is in a folder, however deep: what is in a folder of it is moved up first."""
+    """Remove all that is this user's in a folder, however deep: what is in a folder of it is moved up first.
+    Then it looks as it did before."""
 
     def is_folder(path: str) -> bool:
         return os.path.isdir(path) and not os.path.islink(path)
 
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # it may be another user's, whose mode and times are safe
         os.chmod(folder, 0o700)
     done = True
     while done:
@@ -140,6 +202,8 @@ def empty(folder: str) -> None:
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
             with contextlib.suppress(OSError):
+                if os.lstat(path).st_uid != os.geteuid():
+                    continue
                 if is_folder(path):
                     os.chmod(path, 0o700)
                     for inner in os.listdir(path):
@@ -151,6 +215,8 @@ def empty(folder: str) -> None:
                 else:
                     os.unlink(path)
                 done = True
+    with contextlib.suppress(OSError):
+        os.utime(folder, (0, 0))
 
 
 def warm_up():
@@ -160,6 +226,9 @@ def warm_up():
     from IPython.core.interactiveshell import InteractiveShell
 
     sys.meta_path.append(_Refusing())
+    torch.compile = compiled
+    loader = torch.utils.data.DataLoader
+    loader.__init__ = without_workers(loader.__init__)
     torch.set_num_threads(1)  # threads do not survive a fork
     with torch.no_grad():  # a backward pass would start a thread
         torch.distributions.Normal(0.0, 1.0).log_prob(torch.randn(2, 2) @ torch.ones(2, 2))
@@ -171,6 +240,25 @@ def warm_up():
     shell.showtraceback = shell.showsyntaxerror = lambda *arguments, **keywords: None
     shell.run_cell("pass", store_history=False)
     return shell
+
+
+def compiled(model=None, **options):
+    """`torch.compile`, where no compiler can be started: the function or module as it is."""
+    return (lambda model: model) if model is None else model
+
+
+def without_workers(initialise):
+    """The initialiser of a `DataLoader` that loads without other processes, since there can be none here: the
+    same examples come in the same order (of shuffling persistent workers, in the first epoch)."""
+    signature = inspect.signature(initialise)
+    of_workers = "num_workers timeout multiprocessing_context prefetch_factor persistent_workers".split()
+
+    @functools.wraps(initialise)
+    def initialise_without(*arguments, **keywords):
+        given = signature.bind(*arguments, **keywords).arguments
+        initialise(**{name: value for name, value in given.items() if name not in of_workers})
+
+    return initialise_without
 
 
 def settle(imports: list[str]) -> None:

@@ -737,6 +737,82 @@ return socket.gethostbyname("example.org")
 PORT = 30_000 + os.getpid() % 30_000  # where test_grading listens
 looks("opens-sockets", NETWORK.format(port=PORT))
 
+# ---- it takes what belongs to the machine: its settings, devices, kernel objects and priorities
+
+looks(
+    "writes-the-kernels-settings",
+    """
+for folder, folders, files in (*os.walk("/proc/sys"), *os.walk("/sys")):
+    for name in files:
+        if name != "ns_last_pid" and os.access(os.path.join(folder, name), os.W_OK):
+            return name
+for name in ("sysrq-trigger", "irq/default_smp_affinity", "self/oom_score_adj"):
+    with open(f"/proc/{name}", "w") as file:
+        file.write("-1000" if name.endswith("adj") else "b")
+        return name
+""",
+)
+looks(
+    "changes-devices",
+    """
+import stat
+for name in os.listdir("/dev"):
+    for change in (lambda p: os.chmod(p, 0o600), lambda p: os.utime(p, (1, 1)), lambda p: os.chown(p, 1, 1)):
+        try:
+            if stat.S_ISCHR(os.lstat(f"/dev/{name}").st_mode):
+                change(f"/dev/{name}")
+                return name
+        except OSError:
+            pass
+""",
+)
+looks(
+    "opens-sockets-of-other-families",
+    """
+import socket
+for family in range(1, 46):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET):
+        for protocol in (0, 9, 15, 16):  # of netlink: audit, kobject events, generic
+            try:
+                socket.socket(family, kind, protocol)
+                return family
+            except OSError:
+                pass
+""",
+)
+looks(
+    "takes-objects-of-the-kernel",
+    """
+import ctypes, fcntl
+libc = ctypes.CDLL(None, use_errno=True)
+if os.uname().machine == "x86_64":  # memfd_secret io_uring_setup userfaultfd bpf keyctl inotify_init fanotify
+    for number in (447, 425, 323, 321, 250, 253, 294, 300, 283, 282, 222, 212, 206):
+        if libc.syscall(number, 0, 0, 0, 0, 0) >= 0:
+            return number
+for place in (sys.executable, os.__file__):
+    with open(place, "rb") as shared:
+        for lock in (fcntl.flock, fcntl.lockf):
+            try:
+                lock(shared, fcntl.LOCK_SH)
+                return place
+            except OSError:
+                pass
+""",
+)
+looks(
+    "sets-attributes",
+    """
+open("/tmp/own", "w").close()
+for place in ("/tmp", "/tmp/own", "/dev/shm", "/dev/null", "/inside", "/usr"):
+    for name in ("user.message", "trusted.message", "security.message", "system.posix_acl_access"):
+        try:
+            os.setxattr(place, name, b"\\2\\0\\0\\0")
+            return place
+        except OSError:
+            pass
+""",
+)
+
 # ---- it writes what it should not
 
 MARK = "aecourse-attack"
