@@ -83,14 +83,17 @@ def test_wrong_version_loses_its_points_and_hears_why(name, version):
 
 def filed(name, version, errors):
     """What the report of a class lists for a submission with these failed checks: the slips by name."""
-    pages, worker = (pytest.importorskip(f"aecourse.grading.{module}") for module in ("pages", "worker"))
+    pytest.importorskip("nbgrader")
+    from aecourse.grading import pages, submission, worker
+
     tests = [
         worker.Test(f"{version.function}_{kind}", 0.0, 1.0, error.sentence, **worker.parts_of(error))
         for kind, error in errors.items()
     ]
     verdict = worker.Verdict(name, "alice", "key", tests=tests)
     verdict = worker.Verdict.of(json.loads(json.dumps(verdict.as_dict())))
-    return [slip["message"].words for slip in pages._slips([verdict])]
+    assignment = submission.Assignment(name, SOURCE[name])
+    return [slip["message"].words for slip in pages._slips([verdict], assignment)]
 
 
 @pytest.mark.parametrize(("name", "version"), RIGHT, ids=label)

@@ -72,7 +72,7 @@ def declared(files) -> list[Requirement]:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(files):
-    kinds = {".py", ".js", ".css", ".html", ".md", ".safetensors"}
+    kinds = {".py", ".js", ".css", ".html", ".md", ".safetensors", ".sh", ".yml", ""}
     folder = REPOSITORY / "aecourse"
     package = {
         path.relative_to(REPOSITORY).as_posix()
@@ -303,7 +303,7 @@ def test_the_command_is_installed(clean):
 def test_data_files_are_read_through_the_package(without_extras, files):
     sizes = without_extras["sizes"]
     assert sizes == {name: len(files[f"aecourse/{name}"]) for name in sizes}
-    assert {Path(name).suffix for name in sizes} == {".js", ".css", ".html", ".md", ".safetensors"}
+    assert {Path(name).suffix for name in sizes} == {".js", ".css", ".html", ".md", ".safetensors", ".sh", ".yml", ""}
 
 
 @pytest.mark.parametrize(("code", "extra"), NEEDS.items(), ids=NEEDS)
