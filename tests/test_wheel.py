@@ -81,7 +81,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(files):
         for path in folder.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {Path(name).suffix for name in package} == {".py"} | KINDS  # another kind of file is left out, or added here
+    assert {Path(name).suffix for name in package} == {".py"} | KINDS  # a new kind is added to KINDS
     about = f"aecourse-{aecourse.__version__}.dist-info"
     others = {f"{about}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
     assert set(files) == package | others | {f"{about}/licenses/LICENSE"}
