@@ -452,7 +452,7 @@ def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
         (-log_joint(x, m + torch.exp(0.5 * v) * noise) - 0.5 * v.sum(1)).sum().backward()
         adam.step()
     return m.detach(), v.detach()
-# search_no_leaf | inputs | non-leaf
+# search_no_leaf | inputs | non-leaf | raised
 def fit_posterior(x, log_joint, mean, logvar, steps, lr, generator):
     m, v = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
     adam = torch.optim.Adam([m, v], lr=lr)

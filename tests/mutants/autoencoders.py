@@ -466,7 +466,7 @@ leaf = x.clone().requires_grad_()
 codes = encoder(leaf)
 (slope,) = torch.autograd.grad(codes, leaf, torch.randn_like(codes), create_graph=True)
 return slope.square().sum(1).mean()
-# contractive_no_leaf | checks values gradients | does not require grad
+# contractive_no_leaf | checks values gradients | does not require grad | raised
 (slope,) = torch.autograd.grad(encoder(x.detach()).sum(), x, create_graph=True)
 return slope.square().sum(1).mean()
 # contractive_root_of_mean | checks values gradients | root is taken of the mean

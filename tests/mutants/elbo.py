@@ -357,7 +357,7 @@ return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).flatten(1).mean(1)
 return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).sum(-1)
 # gaussian_sum_all | ALL | batch too
 return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).sum()
-# gaussian_channel_sum | ALL | Dimension out of range
+# gaussian_channel_sum | ALL | Dimension out of range | raised
 return (-0.5 * (c + logvar + (x - mean) ** 2 / var)).sum((1, 2, 3))
 # gaussian_epsilon | stability | an epsilon is added to a variance or another exponential
 return (-0.5 * (c + logvar + (x - mean) ** 2 / (var + 1e-6))).flatten(1).sum(1)
@@ -398,7 +398,7 @@ def elbo(x, logits, mean, logvar, beta=4.0):
     return bernoulli_log_likelihood(x, logits) - beta * gaussian_kl(mean, logvar)
 # elbo_falsy_beta | values gradients | beta=0
 return ll - (beta or 1.0) * kl
-# elbo_keyword_only | values gradients | positional
+# elbo_keyword_only | values gradients | positional | raised
 def elbo(x, logits, mean, logvar, *, beta=1.0):
     return bernoulli_log_likelihood(x, logits) - beta * gaussian_kl(mean, logvar)
 # elbo_no_kl | checks values gradients | KL is left out

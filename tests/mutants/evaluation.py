@@ -505,7 +505,7 @@ return mean.var(0) > threshold
 return bool((mean.var(0) > threshold).any())
 # units_all | checks values | all latents are counted
 return mean.shape[1]
-# units_keyword_only | values | positional
+# units_keyword_only | values | positional | raised
 def active_units(mean, *, threshold=0.01):
     return int((mean.var(0) > threshold).sum())
 # units_other_default | values | default of threshold
@@ -528,7 +528,7 @@ return (step - start) / (end - start) if end > start else float(step >= end)
 return max(0.0, (step - start) / (end - start)) if end > start else float(step >= end)
 # annealing_negative | checks values | not held at 0
 return min(1.0, (step - start) / (end - start)) if end > start else float(step >= end)
-# annealing_division_by_zero | values | division by zero
+# annealing_division_by_zero | values | division by zero | raised
 return min(max((step - start) / (end - start), 0.0), 1.0)
 # annealing_nan | values | not finite
 ratio = torch.tensor(float(step - start)) / (end - start)

@@ -226,10 +226,10 @@ return grad((f(z) * log_q).mean(), (m, s))
 z = m + torch.exp(s / 2) * eps
 log_q = torch.distributions.Normal(m, torch.exp(s / 2)).log_prob(z).sum(1)
 return grad((f(z) - log_q).mean(), (m, s))
-# path_detached_samples | checks values parameters stability | does not require grad
+# path_detached_samples | checks values parameters stability | does not require grad | raised
 z = (m + torch.exp(s / 2) * eps).detach()
 return grad(f(z).mean(), (m, s))
-# path_sampled | checks values parameters stability | used in the graph
+# path_sampled | checks values parameters stability | used in the graph | raised
 z = torch.distributions.Normal(m, torch.exp(s / 2)).sample((len(eps),)).requires_grad_()
 return grad(f(z).mean(), (m, s))
 # path_stacked | checks values parameters stability | a tensor of shape
@@ -256,7 +256,7 @@ m, s = mean.clone(), logvar.clone()
 m, s = (t if t.requires_grad else t.requires_grad_() for t in (m, s))
 f(m + torch.exp(s / 2) * eps).mean().backward()
 return m.grad, s.grad
-# path_numpy | parameters | requires grad
+# path_numpy | parameters | requires grad | raised
 m, s = (torch.from_numpy(t.numpy().copy()).requires_grad_() for t in (mean, logvar))
 return grad(f(m + torch.exp(s / 2) * eps).mean(), (m, s))
 # path_finite_differences | stability | differentiate exactly
@@ -413,17 +413,17 @@ return (a * e / std).mean(0) - b, (a * 0.5 * (e**2 - 1)).mean(0) - b
 a = torch.as_tensor(0.0 if baseline is None else baseline, dtype=z.dtype)
 a = f(z).unsqueeze(1) if baseline is None else (f(z).mean() - a).reshape(-1, 1)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_baseline_for_latents | checks baseline | size of tensor
+# score_baseline_for_latents | checks baseline | size of tensor | raised
 a = f(z).unsqueeze(1) if baseline is None else f(z).unsqueeze(1) - baseline
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_baseline_truth | checks baseline | ambiguous
+# score_baseline_truth | checks baseline | ambiguous | raised
 a = (f(z) - baseline if baseline else f(z)).unsqueeze(1)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_baseline_number_only | baseline checks | a Tensor with
+# score_baseline_number_only | baseline checks | a Tensor with | raised
 a = (f(z) - float(baseline or 0)).unsqueeze(1) if not torch.is_tensor(baseline) else f(z) - baseline.item()
 a = a.reshape(-1, 1)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
-# score_baseline_tensor_only | checks baseline | no attribute
+# score_baseline_tensor_only | checks baseline | no attribute | raised
 a = (f(z) if baseline is None else f(z) - baseline.detach()).unsqueeze(1)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
 # score_stale_default | values parameters stability | unasked
@@ -446,7 +446,7 @@ given.sub_(mean)
 return (a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)
 # score_stacked | checks values baseline parameters stability | a tensor of shape
 return torch.stack(((a * e / std).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)))
-# score_numpy | parameters | requires grad
+# score_numpy | parameters | requires grad | raised
 m, s = (torch.from_numpy(t.numpy().copy()) for t in (mean, logvar))
 e = (z - m) / torch.exp(s / 2)
 return (a * e / torch.exp(s / 2)).mean(0), (a * 0.5 * (e**2 - 1)).mean(0)

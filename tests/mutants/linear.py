@@ -262,7 +262,7 @@ return mean + ((X - mean) @ C.T).sum(1, keepdim=True) * C.sum(0)
 return mean + (X - mean) @ C.T @ C / len(C)
 # rebuild_over_examples | ALL | divided by the number of examples
 return mean + (X - mean) @ C.T @ C / len(X)
-# rebuild_columns | ALL | shapes cannot be multiplied
+# rebuild_columns | ALL | shapes cannot be multiplied | raised
 return mean + (X - mean) @ C @ C.T
 # rebuild_own_mean_in_batches | SOME | mean of these X is used
 m = X.mean(0) if len(X) > 1 else mean
@@ -415,7 +415,7 @@ return (X - X @ W2 @ W1).square().sum(1).mean() + penalty
 return (X - X @ W1.T @ W1).square().sum(1).mean() + penalty
 # loss_tied_decoder | SOME | W1 is not in the reconstruction
 return (X - X @ W2 @ W2.T).square().sum(1).mean() + penalty
-# loss_no_transposes | ALL | shapes cannot be multiplied
+# loss_no_transposes | ALL | shapes cannot be multiplied | raised
 return (X - X @ W1 @ W2).square().sum(1).mean() + penalty
 # loss_per_example | ALL | one number per example
 return (X - X @ W1.T @ W2.T).square().sum(1) + penalty
@@ -429,9 +429,9 @@ return error + lam[0] * (W1.square().sum() + W2.square().sum())
 return error + torch.outer(lam, rows + columns).sum()
 # loss_not_weighted | ALL | lam is not used
 return error + (rows + columns).sum() + 0 * lam.sum()
-# loss_broadcast_rows | ALL | must match the size
+# loss_broadcast_rows | ALL | must match the size | raised
 return error + (lam * W1.square()).sum() + (lam * W2.square()).sum()
-# loss_rows_columns_swapped | ALL | must match the size
+# loss_rows_columns_swapped | ALL | must match the size | raised
 return error + (lam * (W1.square().sum(0) + W2.square().sum(1))).sum()
 # loss_lam_squared | SOME | lam is squared
 return error + (torch.diag(lam) @ W1).square().sum() + (W2 @ torch.diag(lam)).square().sum()
