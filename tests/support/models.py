@@ -60,7 +60,7 @@ def discrete(model: VQVAE, x: Tensor) -> Iterable[Tensor]:
 def of_layers(model: LadderVAE, x: Tensor) -> Iterable[Tensor]:
     """A hierarchy has no one code: its layers."""
     for layer in model.encode(x):
-        yield from (*layer, layer.kl_per_dimension(), layer.log_ratio())
+        yield from (*layer, layer.kl(), layer.log_ratio())
     yield model.log_weights(x, 3)
     yield model.reconstruct(x)
     yield model.sample(3)
