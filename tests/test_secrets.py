@@ -142,7 +142,7 @@ def everything_shown(bundle):
     """All that a student sees of a submission, and the codes of all tensors that went into the sandbox."""
     from aecourse.grading import pages, remote, worker
     from aecourse.grading.submission import Assignment
-    from aecourse.grading.wire import tensors_of
+    from aecourse.checks.calling import tensors_of
 
     sent, call = [], remote.call
     with pytest.MonkeyPatch.context() as patch:
