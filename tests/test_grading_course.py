@@ -25,7 +25,7 @@ from support.submissions import SUBMISSIONS, VERSIONS, course_with, scores, solv
 
 from aecourse import cli
 from aecourse.grading import course as grading
-from aecourse.grading import submission, worker
+from aecourse.grading import ledger, submission, worker
 from aecourse.grading.late import Due
 from aecourse.grading.submission import Assignment
 
@@ -734,7 +734,7 @@ def test_a_locked_gradebook_is_waited_for(tmp_path, at_once, capsys):
     hand_in(course, "ash", without)
     other.execute("begin immediate")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grading, "PATIENCE", 0.3)
+        patch.setattr(ledger, "PATIENCE", 0.3)
         with pytest.raises(
             grading.CourseError, match=r"cannot be written \(.*locked.*What was graded is kept"
         ):

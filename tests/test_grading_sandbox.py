@@ -181,10 +181,9 @@ for folder in ("/tmp", "/dev/shm"):
     except OSError as error:
         print(number, error.strerror)
 """
-    for line in printed(warm, source).splitlines():
-        number, words = re.fullmatch(r"(\d+) (.*)", line).groups()
-        assert confine.MOST_FILES * 0.9 < int(number) <= confine.MOST_FILES
-        assert words == "No space left on device"
+    found = re.findall(r"(?m)^(\d+) (.*)$", printed(warm, source))
+    assert [words for _, words in found] == ["No space left on device"] * 2
+    assert all(confine.MOST_FILES * 0.9 < int(number) <= confine.MOST_FILES for number, _ in found)
 
 
 def test_no_process_of_the_sandbox_is_root(warm):

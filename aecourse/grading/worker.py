@@ -32,6 +32,7 @@ from aecourse.grading.remote import RemoteFunction
 from aecourse.grading.sandbox import Limits, Sandbox, SandboxError
 from aecourse.grading.session import Gone, Session, StudentError
 from aecourse.grading.submission import Assignment, Submission
+from aecourse.grading.words import shown as safe  # shown, here, is what a cell printed
 
 VERSION = 4  # of the verdicts: a change of how they come about grades everything anew
 MOST_CHILDREN = 20  # of one submission
@@ -383,7 +384,7 @@ class _Run:
             self.skipped.add(i)
             words = self._words(gone.reason, "A cell")
             self.failed[source] = words
-            self.remarks.append(_clean(f"{words} It begins with: {_line(source, 0)[:80]}"))
+            self.remarks.append(safe(f"{words} It begins with: {_line(source, 0)[:80]}"))
             self.status, self.human = self.status or _status(gone.reason), True
             return False
         printed, words = session.take_printed(), str(error)
@@ -502,7 +503,7 @@ class _Run:
         """``about``: more attributes of the `Test`."""
         out_of = self.points[name]
         got = out_of if points is None else points
-        message = _clean(message[:2000])
+        message = safe(message[:2000])
         self.tests.append(Test(name, got, out_of, message, shown[:5000], round(seconds, 3), **about))
 
     def notebook(self) -> nbformat.NotebookNode:
@@ -542,9 +543,9 @@ def parts_of(wrong: core.Wrong) -> dict:
     """What a `Test` keeps of a failed check beside its message."""
     return {
         "function": wrong.function,
-        "case": _clean(wrong.case),
-        "slips": [_clean(slip) for slip in wrong.cause.slips],
-        "brief": _clean(wrong.brief[:2000]),
+        "case": safe(wrong.case),
+        "slips": [safe(slip) for slip in wrong.cause.slips],
+        "brief": safe(wrong.brief[:2000]),
         "reason": wrong.reason,
         "read": wrong.read,
         "trouble": "failure" if wrong.trouble else "",
@@ -622,11 +623,6 @@ def _is_ours(source: str) -> bool:
 
 def _line(text: str, number: int) -> str:
     return (text.strip().splitlines() or [""])[number]
-
-
-def _clean(text: str) -> str:
-    """The text without control characters, which a student may have put into an error's words."""
-    return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
 def _status(reason: str) -> str:
