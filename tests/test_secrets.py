@@ -140,9 +140,9 @@ def test_factors_that_formulas_have_are_named_and_others_are_not():
 
 def everything_shown(bundle):
     """All that a student sees of a submission, and the codes of all tensors that went into the sandbox."""
+    from aecourse.checks.calling import tensors_of
     from aecourse.grading import pages, remote, worker
     from aecourse.grading.submission import Assignment
-    from aecourse.checks.calling import tensors_of
 
     sent, call = [], remote.call
     with pytest.MonkeyPatch.context() as patch:
@@ -271,10 +271,10 @@ def test_an_honest_mistake_is_told_in_full_after_hidden_tests_too():
         verdict.tests[2].message,
     )
     assert "42" in shown
-    absent = "import no_such_module\n" + SECOND
-    shown, _, verdict = everything_shown(bundle("elbo", tests, [FIRST, tests[0], absent, *tests[1:]]))
+    ended = "no_such_name\n" + SECOND
+    shown, _, verdict = everything_shown(bundle("elbo", tests, [FIRST, tests[0], ended, *tests[1:]]))
     for test in verdict.tests[1:]:
-        assert "(Its cell ended with: ModuleNotFoundError: No module named 'no_such_module')" in test.message
+        assert "(Its cell ended with: NameError: name 'no_such_name' is not defined)" in test.message
 
 
 def test_nbgraders_own_feedback_shows_nothing_that_came_after_a_hidden_test():

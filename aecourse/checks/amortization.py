@@ -523,13 +523,19 @@ STEPS, RATE, EXAMPLES = 600, 0.04, 208
 
 
 def searched(student: Student, arguments: tuple, generator, where: str = "", dtype=f64, detach: bool = True):
-    """The student's (mean, logvar) from ``(x, log_joint, mean, logvar, steps, lr)``, of the right shape."""
+    """The student's finite (mean, logvar) from ``(x, log_joint, mean, logvar, steps, lr)``, of the right shape."""
     mean = arguments[2]
     result = student(*prepared(arguments, dtype), generator, where=where)
-    why = is_posterior(result, *mean.shape)
+    refuse_what_is_none(result, *mean.shape, where)
+    return tuple(part.detach() for part in result) if detach else tuple(result)
+
+
+def refuse_what_is_none(result, batch: int, k: int, where: str) -> None:
+    why = is_posterior(result, batch, k)
     if why:
         raise Wrong(f"{why}.", case=where)
-    return tuple(part.detach() for part in result) if detach else tuple(result)
+    if not finite(result):
+        raise Wrong("not all numbers are finite.", RUNAWAY, case=where)
 
 
 def seeded(draw) -> torch.Generator:
@@ -946,9 +952,7 @@ def inputs(task: Task, student: Student, draw) -> None:
             mean.requires_grad_()
             logvar.requires_grad_()
             q = student(x, joint, mean, logvar, 5, 0.05, seeded(draw), where=label)
-            why = is_posterior(q, batch, k)
-            if why:
-                raise Wrong(f"{why}.", case=where)
+            refuse_what_is_none(q, batch, k, where)
             if student.effects.changed(x, joint, mean, logvar):
                 raise Wrong("an input is changed in place. Optimise copies: x.detach().clone().", case=where)
             student.refuse_changes((x, joint, mean, logvar), where)

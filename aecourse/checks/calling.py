@@ -343,9 +343,10 @@ class Calls:
 def _kept(tree, outputs: list[Tensor]):
     """The result with copies of its tensors, which a later call cannot change. Those that have a graph go to
     ``outputs``; their copies require gradients, too."""
-    if type(tree) in PLAIN and tree.layout is torch.strided and tree.numel() <= MOST_NUMBERS:
+    plain = type(tree) in PLAIN and tree.layout is torch.strided and not tree.is_nested
+    if plain and tree.numel() <= MOST_NUMBERS:
         if not whole(tree):
-            raise ValueError("the memory of a result has been taken away from it")
+            raise ValueError("the numbers of a result are no longer there: its storage was made smaller")
         copy = tree.detach().clone()
         if tree.requires_grad:
             outputs.append(tree)

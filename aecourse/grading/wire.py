@@ -149,7 +149,7 @@ def send(channel: socket.socket, value, placed: bool = False) -> None:
     header = encode({"value": description, "tensors": kinds}).encode()
     header += b" " * (-len(header) % ALIGNED)
     size = sum(_padded(tensor.numel() * tensor.itemsize) for tensor in blocks)
-    if len(header) > LONGEST or len(tensors) > MOST or size > LARGEST:
+    if len(header) > LONGEST or size > LARGEST or _too_many([tensor.shape for tensor in tensors]):
         raise WireError("too much data")
     channel.sendall(b"".join([LENGTHS.pack(len(header), size), header, *map(_bytes, blocks)]))
 
@@ -195,7 +195,7 @@ def receive(channel: socket.socket, until: float | None = None, trusted: bool = 
     try:
         header = json.loads(content[:length])
         kinds = [(DTYPES[name], _shape(shape), *marks) for name, shape, *marks in header["tensors"]]
-        if len(kinds) > MOST or sum(math.prod(max(n, 1) for n in shape) for _, shape, *_ in kinds) > SIZES:
+        if _too_many([shape for _, shape, *_ in kinds]):
             raise WireError("too much data")
         tensors, memories, place = [], [], length
         for dtype, shape, required, leaf, *where in kinds:
@@ -215,6 +215,11 @@ def receive(channel: socket.socket, until: float | None = None, trusted: bool = 
         return restore(header["value"], tensors)
     except BROKEN as error:
         raise error if isinstance(error, WireError) else WireError(NONE) from None
+
+
+def _too_many(shapes: list) -> bool:
+    """Whether these are more tensors, or have more numbers, than a message may hold."""
+    return len(shapes) > MOST or sum(math.prod(max(size, 1) for size in shape) for shape in shapes) > SIZES
 
 
 def _shape(shape) -> list[int]:

@@ -549,7 +549,7 @@ def parts_of(wrong: core.Wrong) -> dict:
         "reason": wrong.reason,
         "read": wrong.read,
         "trouble": "failure" if wrong.trouble else "",
-        "error": _clean(wrong.trouble[:500]),
+        "error": safe(wrong.trouble[:500]),
     }
 
 
@@ -576,7 +576,7 @@ def _told(run: _Run) -> _Run:
     said = {test.name: test for test in other.tests if test.message}
     for number, test in enumerate(run.tests):
         if test.name in run.missing:
-            test.message = _clean(run.explained(test.name, run.missing[test.name]))
+            test.message = safe(run.explained(test.name, run.missing[test.name]))
         elif test.name in withheld & set(said):
             run.tests[number] = replace(said[test.name], points=test.points, seconds=test.seconds)
     return run
