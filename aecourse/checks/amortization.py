@@ -523,7 +523,7 @@ STEPS, RATE, EXAMPLES = 600, 0.04, 208
 
 
 def searched(student: Student, arguments: tuple, generator, where: str = "", dtype=f64, detach: bool = True):
-    """The student's finite (mean, logvar) from ``(x, log_joint, mean, logvar, steps, lr)``, of the right shape."""
+    """The student's (mean, logvar), finite and of the right shape."""
     mean = arguments[2]
     result = student(*prepared(arguments, dtype), generator, where=where)
     refuse_what_is_none(result, *mean.shape, where)
