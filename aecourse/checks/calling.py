@@ -60,6 +60,8 @@ def exchanged(tree, other: Callable[[Tensor], Tensor]):
 
 def extent(tensor: Tensor) -> int:
     """How many numbers there are from a tensor's first place in its memory to its last."""
+    if tensor.is_contiguous():
+        return tensor.numel()
     return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
 
 
@@ -71,8 +73,10 @@ def places(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> bool:
     """Whether it has all of its memory, which may be taken away from below it: reading it then is the end."""
-    end = (tensor.storage_offset() + extent(tensor)) * tensor.itemsize if tensor.numel() else 0
-    return tensor.untyped_storage().nbytes() >= end
+    count = extent(tensor)
+    return (
+        not count or tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + count) * tensor.itemsize
+    )
 
 
 def overlapping(tensors: list[Tensor]) -> list[list[int]]:
@@ -207,15 +211,18 @@ class Effects:
 
     def changed(self, *given) -> bool:
         """Whether one of the tensors in these arguments has been changed in place."""
-        return any(self._of.get(tensor, Effect()).changed for tensor in tensors_of(given))
+        return any(effect.changed for effect in self._on(given))
 
     def required(self, *given) -> bool:
         """Whether one of them requires gradients since then, or does not any more."""
-        return any(self._of.get(tensor, Effect()).required for tensor in tensors_of(given))
+        return any(effect.required for effect in self._on(given))
 
     def slopes(self, *given) -> bool:
         """Whether a backward pass has left slopes in one of them, or in what one is a function of."""
-        return any(self._of.get(tensor, Effect()).slopes for tensor in tensors_of(given))
+        return any(effect.slopes for effect in self._on(given))
+
+    def _on(self, given: tuple) -> list[Effect]:
+        return [self._of[tensor] for tensor in tensors_of(given) if tensor in self._of] if self._of else []
 
 
 class Copies:
@@ -259,13 +266,11 @@ class Copies:
         for number, tensor in enumerate(self.tensors):
             now = self._handed[tensor]
             source = self.sources.get(number, now)
-            effect = Effect(
-                not _same_numbers(now, tensor),
-                now.requires_grad != tensor.requires_grad,
-                source.is_leaf and source.grad is not None,
-            )
-            if any(effect):
-                found[number] = effect
+            changed = not _same_numbers(now, tensor)
+            required = now.requires_grad != tensor.requires_grad
+            slopes = source.is_leaf and source.grad is not None
+            if changed or required or slopes:
+                found[number] = Effect(changed, required, slopes)
         return found
 
 
@@ -273,7 +278,6 @@ def _same_numbers(now: Tensor, then: Tensor) -> bool:
     try:
         if now.shape != then.shape or now.dtype != then.dtype or not whole(now):
             return False
-        now, then = now.detach(), then.detach()
         return torch.equal(now, then) or bool(((now == then) | ((now != now) & (then != then))).all())
     except Exception:  # of a tensor that has been made into something odd
         return False

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -35,14 +34,34 @@ from aecourse.checks.telling import hidden, place_of
 STEP = 1e-6  # of a finite difference
 
 
+def _in_types(cases: list[Case]) -> list[tuple[Case, torch.dtype]]:
+    """Each case in float64; in float32, where only the type can be wrong, the first three."""
+    return [(c, dtype) for n, c in enumerate(cases) for dtype in ((f64, f32) if n < 3 else (f64,))]
+
+
 def values(task: Task, student: Student, draw: Draw) -> None:
-    """Is the formula right? All cases in float64 and float32; shape and type; inputs unchanged."""
+    """Is the formula right? All cases in float64, some in float32; shape and type; inputs unchanged."""
 
     def looks_of() -> list[tuple]:
-        looks = list(product(task.cases(draw), (f64, f32)))
-        return [(case, dtype, right_answer(task, case, dtype)) for case, dtype in looks]
+        return [(c, dtype, right_answer(task, c, dtype)) for c, dtype in _in_types(list(task.cases(draw)))]
 
-    looks = remembered(looks_of, task, draw, "values")
+    _look_at(task, student, draw, remembered(looks_of, task, draw, "values"))
+
+
+def values_in_evaluation(task: Task, student: Student, draw: Draw) -> None:
+    """The values, also under torch.no_grad(): a function that looks at it would be another in evaluation."""
+
+    def looks_of() -> list[tuple]:
+        cases = [replace(c, label=f"{c.label}, under torch.no_grad()") for c in list(task.cases(draw))[:2]]
+        return [(case, f64, right_answer(task, case, f64)) for case in cases]
+
+    values(task, student, draw)
+    with torch.no_grad():
+        _look_at(task, student, draw, remembered(looks_of, task, draw, "values in evaluation"))
+
+
+def _look_at(task: Task, student: Student, draw: Draw, looks: list[tuple]) -> None:
+    """Raise `Wrong` unless the answers of all looks, each (case, type, right answer), are right."""
     given = [task.build(*prepared(case.arguments, dtype)) for case, dtype, _ in looks]
     results = student.each([call(a, case, dtype) for a, (case, dtype, _) in zip(given, looks)])
     for (case, dtype, want), arguments, got in zip(looks, given, results):
@@ -63,18 +82,6 @@ def _others_are_right(got, want) -> str:
     pairs = [(a, b[a.isfinite()]) for a, b in zip(tensors(got), tensors(want)) if a.isfinite().any()]
     right = pairs and all(same(a[a.isfinite()], b, rtol=1e-4, atol=1e-4) for a, b in pairs)
     return " Those that are finite are right." if right else ""
-
-
-def values_in_evaluation(task: Task, student: Student, draw: Draw) -> None:
-    """The values, also under torch.no_grad(): a function that looks at it would be another in evaluation."""
-    values(task, student, draw)
-
-    def cases(draw: Draw) -> list[Case]:
-        found = list(task.cases(draw))[:3]
-        return [replace(case, label=f"{case.label}, under torch.no_grad()") for case in found]
-
-    with torch.no_grad():
-        values(replace(task, cases=cases, probes=task.probes or task.cases), student, draw)
 
 
 def _wrong(words: str, cause: Cause, where: str) -> Wrong:
@@ -124,11 +131,11 @@ def _right_slopes(task: Task, looks: list[tuple[Case, torch.dtype]]) -> list[tup
 
 
 def gradients(task: Task, student: Student, draw: Draw) -> None:
-    """Against the reference's gradients in both types, then against finite differences."""
+    """Against the reference's gradients, in float32 too, then against finite differences."""
 
     def looks_of() -> tuple:
         cases = list(task.cases(draw))
-        looks = list(product(cases, (f64, f32)))
+        looks = _in_types(cases)
         directions = [draw(*cases[0].arguments[position].shape) for position in task.differentiate]
         return looks, _right_slopes(task, looks), [direction / direction.norm() for direction in directions]
 

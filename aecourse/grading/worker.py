@@ -243,6 +243,9 @@ def _taken() -> int:
     return 0
 
 
+_compiled = functools.lru_cache(maxsize=1000)(compile)  # an assignment's test cells, for a whole class
+
+
 @contextlib.contextmanager
 def _timed():
     """Raise `Gone` when a test takes too much of this process's time: its session sees to late answers, and
@@ -420,7 +423,7 @@ class _Run:
                 contextlib.redirect_stdout(shown),
                 contextlib.redirect_stderr(shown),
             ):
-                exec(compile(cell.source, name, "exec"), namespace)
+                exec(_compiled(cell.source, name, "exec"), namespace)
         except Gone as gone:
             there = False
             message = self._words(gone.reason, function or "The test")
