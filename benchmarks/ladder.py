@@ -114,8 +114,8 @@ ROWS = {
         (120,),
         warmup=5,
         targets={"bound": (0, 90.5), "nll": (0, 86.5)},
-        why="120 epochs take 14 of the 30 minutes; the target was extrapolated from 91.7 after 100 epochs of a "
-        "prototype, and this one is at 92.1",
+        why="120 epochs take 14 of the 30 minutes; the target was extrapolated from 91.7 after 100 epochs of "
+        "a prototype, and this one is at 92.1",
     ),
     "ladder-bottom-up": Row(
         lambda shape: LadderVAE.build("mlp", shape, (64, 32), hidden=(400, 200), inference="bottom_up"),
