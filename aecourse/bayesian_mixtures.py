@@ -202,9 +202,12 @@ def mixture_evidence_bound(
     check_shapes(
         ("x", x, "N D"), ("means", posterior.means, "k D"), ("responsibilities", responsibilities, "N k")
     )
-    terms = responsibilities * posterior.expected_log_components(x)
-    terms = terms - torch.xlogy(responsibilities, responsibilities)
-    return terms.sum() - parameter_kl(posterior, prior)
+    terms = posterior.expected_log_components(x)
+    return _bound(terms, responsibilities, parameter_kl(posterior, prior))
+
+
+def _bound(terms: Tensor, r: Tensor, kl: Tensor) -> Tensor:
+    return (r * terms - torch.xlogy(r, r)).sum() - kl
 
 
 def parameter_kl(posterior: MixturePosterior, prior: MixturePrior) -> Tensor:
@@ -294,13 +297,14 @@ def fit_bayesian_mixture(
         r = torch.nn.functional.one_hot(nearest, k).to(x)
     elif r.shape != (sizes["N"], k):
         raise ValueError(f"responsibilities has shape {tuple(r.shape)} but needs {(sizes['N'], k)}.")
-    posterior = mixture_posterior(x, r, prior)
-    history = [mixture_evidence_bound(x, r, posterior, prior)]
-    for _ in range(steps):
-        r = posterior.responsibilities(x)
-        history.append(mixture_evidence_bound(x, r, posterior, prior))
+    history = []
+    for step in range(steps + 1):
         posterior = mixture_posterior(x, r, prior)
-        history.append(mixture_evidence_bound(x, r, posterior, prior))
+        terms, kl = posterior.expected_log_components(x), parameter_kl(posterior, prior)
+        history.append(_bound(terms, r, kl))
+        if step < steps:
+            r = terms.softmax(dim=1)
+            history.append(_bound(terms, r, kl))
     return BayesianMixtureFit(posterior, r, torch.stack(history))
 
 
