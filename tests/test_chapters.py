@@ -62,6 +62,32 @@ def test_no_page_holds_outputs_or_typed_results(name):
     assert not lost
 
 
+def only_checks(source: str) -> bool:
+    """Whether there is nothing in a cell but assertions and numbers for the text."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # %pip and its like
+        return False
+    glued = [node for node in body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    glued = [node for node in glued if getattr(node.value.func, "id", "") == "glue"]
+    return bool(body) and len(glued) + sum(isinstance(node, ast.Assert) for node in body) == len(body)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_checks_are_closed_everywhere(name):
+    """On the website, in JupyterLab and on Colab, which needs a title; tools/collapse_checks.py does it."""
+    notebook = json.loads((BOOK / f"{name}.ipynb").read_text())
+    for cell in notebook["cells"]:
+        source, metadata = "".join(cell["source"]), cell["metadata"]
+        left_out = "remove-cell" in metadata.get("tags", []) and "google.colab" not in source
+        if cell["cell_type"] != "code" or not (left_out or only_checks(source)):
+            continue
+        assert "remove-cell" in metadata["tags"], cell["id"]
+        assert metadata.get("jupyter", {}).get("source_hidden") is True, cell["id"]
+        assert metadata.get("cellView") == "form", cell["id"]
+        assert re.match(r"# @title \w.+\n.", source), cell["id"]
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_first_cell_on_colab_installs_the_library_and_leaves_torch_alone(name, monkeypatch):
     """The code path of Colab, run with a stand-in for its module and for pip."""

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "bounds": {"contracts"},
     "nets": {"contracts"},
     "mixtures": {"contracts"},
+    "bayesian_mixtures": {"contracts", "mixtures"},
     "gradients": {"contracts", "bounds", "likelihoods"},
     "linear": {"contracts", "bounds", "likelihoods"},
     "linear_gaussian": {"contracts"},
