@@ -190,7 +190,7 @@ def test_refuses_a_chapter_without_questions():
         ("a < b & `c < d`, *no*", "a &lt; b &amp; <code>c &lt; d</code>, <em>no</em>", "a < b & c < d, no"),
         (r"$x^2$", "<i>x</i><sup>2</sup>", "x^2"),
         (r"$q_\phi(\mathbf z | x)$", "<i>q</i><sub><i>φ</i></sub>(<b>z</b>|<i>x</i>)", "q_φ(z|x)"),
-        (r"$-1 < a-b$", "−1 &lt; <i>a</i>\u202f−\u202f<i>b</i>", "−1 < a\u202f−\u202fb"),
+        (r"$-1 < a-b$", "−1\xa0&lt;\xa0<i>a</i>\u202f−\u202f<i>b</i>", "−1\xa0<\xa0a\u202f−\u202fb"),
         (r"$10^{-7}$", "10<sup>−7</sup>", "10^{−7}"),
         (r"$\tfrac12 \log x^10$", "½\u202flog\u202f<i>x</i><sup>1</sup>0", "½\u202flog\u202fx^10"),
         (r"$\hat{\mathbf x}$", "<b>x\u0302</b>", "x\u0302"),

@@ -147,13 +147,13 @@ def parse(text: str, chapter: str) -> tuple[Question, ...]:
         if name in questions:
             raise ValueError(f"{chapter}.md: {name} is the name of two questions.")
         try:
-            questions[name] = _question(name, rest, chapter)
+            questions[name] = _question(name, rest)
         except ValueError as error:
             raise ValueError(f"{chapter}.md, {name}: {error}") from None
     return tuple(questions.values())
 
 
-def _question(name: str, rest: str, chapter: str) -> Question:
+def _question(name: str, rest: str) -> Question:
     asked, *parts = re.split(r"(?m)^- \[([ x])\] ", rest)
     options = []
     for mark, part in zip(parts[::2], parts[1::2]):
@@ -171,7 +171,7 @@ def _question(name: str, rest: str, chapter: str) -> Question:
     for words in (asked, *texts, *reasons):
         formulas.to_text(words)  # or says which formula cannot be shown
     # In an order that nobody chose, and that is the same on every machine.
-    options.sort(key=lambda option: hashlib.sha256(f"{chapter} {name} {option.text}".encode()).digest())
+    options.sort(key=lambda option: hashlib.sha256(f"{name} {option.text}".encode()).digest())
     return Question(name, _one_line(asked), tuple(options))
 
 

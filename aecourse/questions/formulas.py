@@ -62,13 +62,19 @@ def to_text(text: str) -> str:
 
 def _convert(text: str, marks: type) -> str:
     readers: dict[str, Callable[[str], str]] = {
-        "$": lambda inner: _around(_Formula(inner, marks).read(), marks.formula),
+        "$": lambda inner: _formula(inner, marks),
         "`": lambda inner: _around(marks.escape(inner), marks.code),
         "*": lambda inner: _around(marks.escape(inner), marks.emphasis),
     }
     parts = re.split(r"(\$[^$]+\$|`[^`]+`|\*[^*]+\*)", text)
     plain, marked = map(marks.escape, parts[::2]), (readers[part[0]](part[1:-1]) for part in parts[1::2])
     return "".join(piece for pair in zip(plain, [*marked, ""]) for piece in pair)
+
+
+def _formula(source: str, marks: type) -> str:
+    read = _Formula(source, marks).read()
+    # A short one stays on its line; a long one has to break somewhere on a phone.
+    return _around(read.replace(" ", "\u00a0") if len(source) <= 20 else read, marks.formula)
 
 
 def _around(text: str, mark: tuple[str, str]) -> str:
