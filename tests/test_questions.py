@@ -63,9 +63,15 @@ HEDGES = set(
     "nothing often only perhaps some too usually".split()
 )
 
+CONJUNCTIONS = "as because if since so until where which while with".split()
+
 
 def shared(text: str, others: list[str]) -> int:
     return sum(len(words(text) & words(other)) for other in others)
+
+
+def conjunction(option: str) -> str:
+    return next((word for word in re.findall(r"\w+", option) if word in CONJUNCTIONS), "")
 
 
 # What a reader can go by who has not understood the question: a number for each option; the largest is taken.
@@ -76,6 +82,9 @@ STYLES = {
     "digits": lambda text, options: [sum(map(str.isdigit, option)) for option in options],
     "like the question": lambda text, options: [shared(option, [text]) for option in options],
     "like the others": lambda text, options: [shared(option, options) for option in options],
+    "built like the others": lambda text, options: [
+        sum(conjunction(option) == conjunction(other) for other in options) for option in options
+    ],
     **{
         f"at {letter}": lambda text, options, place=place: [i == place for i in range(len(options))]
         for place, letter in enumerate(questions.LETTERS)
