@@ -13,8 +13,8 @@ from aecourse.models import MODELS
 __version__ = "0.1.0"
 
 _MODULES = (
-    "autoencoders bounds compression contracts data disentanglement evaluate gradients inference iwae "
-    "likelihoods linear linear_gaussian mixtures nets plots reference train vae zoo"
+    "autoencoders bayesian_mixtures bounds compression contracts data disentanglement evaluate gradients "
+    "inference iwae likelihoods linear linear_gaussian mixtures nets plots reference train vae zoo"
 ).split()
 _NAMES = MODELS | {
     "Loss": "bounds",

@@ -122,6 +122,37 @@ def elbo_from_evidence(log_evidence: Tensor, posterior_kl: Tensor) -> Tensor:
     return log_evidence - posterior_kl
 
 
+def elbo_over_classes(class_bounds: Tensor, log_q: Tensor, log_prior: Tensor) -> Tensor:
+    r"""The evidence lower bound of a model with a class, which is summed over and not drawn.
+
+    .. math:: \sum_c q(c|x) \left(\mathcal{L}_c(x) + \log p(c) - \log q(c|x)\right) \le \log p(x),
+              \qquad \mathcal{L}_c(x) \le \log p(x|c)
+
+    The best q(c|x) is proportional to p(c) exp L_c(x), and reaches log sum_c p(c) exp L_c(x).
+
+    Args:
+        class_bounds: ``(batch, classes)``, log p(x|c), or a bound on it, for each class.
+        log_q: ``(batch, classes)``, log q(c|x), as from ``log_softmax``; -inf for a class that is ruled out.
+        log_prior: ``(classes,)``, log p(c).
+
+    Returns:
+        ``(batch,)``, nats per example.
+
+    Raises:
+        TypeError, ValueError: from :func:`aecourse.contracts.check_shapes`.
+
+    Source: Kingma et al. (2014), equation 7.
+    """
+    check_shapes(
+        ("class_bounds", class_bounds, "batch classes"),
+        ("log_q", log_q, "batch classes"),
+        ("log_prior", log_prior, "classes"),
+    )
+    ruled_out = log_q == -math.inf
+    inside = class_bounds + log_prior - log_q.masked_fill(ruled_out, 0.0)
+    return (log_q.exp() * inside.masked_fill(ruled_out, 0.0)).sum(dim=1)
+
+
 def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
     r"""The logarithm of the mean of numbers that are given by their logarithms.
 

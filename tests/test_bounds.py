@@ -18,6 +18,7 @@ from aecourse.bounds import (
     elbo,
     elbo_from_evidence,
     elbo_from_joint,
+    elbo_over_classes,
     free_bits,
     iwae_bound,
     linear_annealing,
@@ -124,6 +125,31 @@ def test_the_three_forms_of_the_elbo_are_one_number(model, x):
     assert (to_posterior > 0.1).all()
     torch.testing.assert_close(from_joint, from_terms, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(from_evidence, from_terms, rtol=1e-9, atol=1e-9)
+
+
+def test_a_sum_over_classes_is_a_mixture_of_probabilistic_pcas(model, x):
+    """Three models that share all but their means, exact posteriors within: only q of the class can lose."""
+    shifts = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)
+    log_prior = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log()
+    within = torch.stack([model._replace(mean=model.mean + s).log_likelihood(x) for s in shifts], dim=1)
+    evidence = (within + log_prior).logsumexp(dim=1)
+    posterior = (within + log_prior).log_softmax(dim=1)
+    assert_equal_to_ten_digits(elbo_over_classes(within, posterior, log_prior), evidence)
+    log_q = torch.randn(COUNT, 3, dtype=torch.float64).log_softmax(dim=1)
+    kl = (log_q.exp() * (log_q - posterior)).sum(dim=1)
+    assert (kl > 1e-4).any()
+    assert_equal_to_ten_digits(elbo_over_classes(within, log_q, log_prior), evidence - kl)
+
+
+def test_a_class_that_is_ruled_out_takes_no_part():
+    values = torch.tensor([[-3.0, -math.inf, -5.0]], requires_grad=True)
+    logits = torch.tensor([[0.5, -math.inf, 0.5]], requires_grad=True)
+    log_prior = torch.full((3,), 1 / 3).log()
+    bound = elbo_over_classes(values, logits.log_softmax(dim=1), log_prior)
+    torch.testing.assert_close(bound, torch.tensor([-4 + math.log(2) - math.log(3)]))
+    bound.sum().backward()
+    assert values.grad.tolist() == [[0.5, 0.0, 0.5]]
+    assert logits.grad.isfinite().all()
 
 
 def test_elbo_is_the_difference_of_its_two_terms():

@@ -38,8 +38,11 @@ def test_a_chapter_has_all_its_parts(name):
     text, code = "\n".join(cells(name, "markdown")), "\n".join(cells(name, "code"))
     for part in ("After this chapter you can", "**You need**", "**It takes** about", "Symptom first"):
         assert part in text, part
-    for heading in ("## Common mistakes", "## Exercises", "## Summary", "## Further reading"):
-        assert f"\n{heading}" in f"\n{text}", heading
+    headings = ("Common mistakes", "Test yourself", "Exercises", "Summary", "Further reading")
+    places = [f"\n{text}".find(f"\n## {heading}") for heading in headings]
+    assert -1 not in places, headings[places.index(-1)]
+    assert places == sorted(places)
+    assert f'questions.show("{name}")' in code, "no questions"
     exercises = set(re.findall(r"(?m)^:label: (ex-[\w-]+)$", text))
     solutions = set(re.findall(r"\{solution(?:-start)?\} (ex-[\w-]+)\n:class: dropdown", text))
     assert len(exercises) >= 2
@@ -60,6 +63,32 @@ def test_no_page_holds_outputs_or_typed_results(name):
     beginnings = {key for key in literal if key.endswith("-")}
     lost = {key for key in shown - literal if not key.startswith(tuple(beginnings) or "\0")}
     assert not lost
+
+
+def only_checks(source: str) -> bool:
+    """Whether there is nothing in a cell but assertions and numbers for the text."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # %pip and its like
+        return False
+    glued = [node for node in body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    glued = [node for node in glued if getattr(node.value.func, "id", "") == "glue"]
+    return bool(body) and len(glued) + sum(isinstance(node, ast.Assert) for node in body) == len(body)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_checks_are_closed_everywhere(name):
+    """On the website, in JupyterLab and on Colab, which needs a title; tools/collapse_checks.py does it."""
+    notebook = json.loads((BOOK / f"{name}.ipynb").read_text())
+    for cell in notebook["cells"]:
+        source, metadata = "".join(cell["source"]), cell["metadata"]
+        left_out = "remove-cell" in metadata.get("tags", []) and "google.colab" not in source
+        if cell["cell_type"] != "code" or not (left_out or only_checks(source)):
+            continue
+        assert "remove-cell" in metadata["tags"], cell["id"]
+        assert metadata.get("jupyter", {}).get("source_hidden") is True, cell["id"]
+        assert metadata.get("cellView") == "form", cell["id"]
+        assert re.match(r"# @title \w.+\n.", source), cell["id"]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aecourse import (
     autoencoders,
+    bayesian_mixtures,
     bounds,
     data,
     disentanglement,
@@ -372,6 +373,7 @@ FUNCTIONS = {
     "bounds.elbo": lambda m, v, f: bounds.elbo(m[:, 0], v[:, 0], 0.5),
     "bounds.elbo_from_joint": lambda m, v, f: bounds.elbo_from_joint(m[:, 0], v[:, 0]),
     "bounds.elbo_from_evidence": lambda m, v, f: bounds.elbo_from_evidence(m[:, 0], v[:, 0]),
+    "bounds.elbo_over_classes": lambda m, v, f: bounds.elbo_over_classes(m, v.log_softmax(dim=1), m[0]),
     "bounds.iwae_bound": lambda m, v, f: bounds.iwae_bound(m),
     "bounds.free_bits": lambda m, v, f: bounds.free_bits(m, 0.1),
     "gradients.pathwise_gradient": lambda m, v, f: gradients.pathwise_gradient(square, m[0], v[0], m),
@@ -400,6 +402,7 @@ FUNCTIONS = {
     "inference.variational_em": lambda m, v, f: (
         inference.variational_em(m, linear.fit_ppca(m, 1), steps=2, posterior="diagonal").history
     ),
+    "bayesian_mixtures": lambda m, v, f: bayesian_mixture(m),
     "mixtures": lambda m, v, f: (
         *mixture_on(m.device).sample(5),
         mixture_on(m.device).score(m),
@@ -428,6 +431,15 @@ def running_baseline(values):
     baseline.update(values)
     baseline.update(values)
     return baseline.value
+
+
+def bayesian_mixture(x):
+    prior = bayesian_mixtures.mixture_prior(2, scale=torch.eye(2, device=x.device))
+    fit = bayesian_mixtures.fit_bayesian_mixture(x, 3, prior, steps=2)
+    q, r = fit.posterior, fit.responsibilities
+    again = bayesian_mixtures.mixture_posterior(x, r, prior)
+    bound = bayesian_mixtures.mixture_evidence_bound(x, r, again, prior)
+    return *q, *q.mean_mixture(), q.log_predictive(x), fit.history, fit.counts, bound
 
 
 def state_space(x):
