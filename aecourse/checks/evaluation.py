@@ -1042,12 +1042,12 @@ def active_units_cases(draw):
     return [
         Case("200 examples of 10 latents", (columns(draw, 200, CLEAR + QUIET),)),
         Case("6 examples of 16 latents", (columns(draw, 6, CLEAR + 2 * QUIET),)),
+        Case("means near 1000", (1000 + columns(draw, 150, 4 * (CLEAR + QUIET)),)),  # in float32, too
         Case("threshold=0.25", (columns(draw, 30, CLEAR + QUIET),), {"threshold": 0.25}),
         Case("0.0001 as second argument", (columns(draw, 30, CLEAR + QUIET), 1e-4)),
         Case("threshold=0", (columns(draw, 30, CLEAR + QUIET),), {"threshold": 0.0}),
         Case("threshold=0, three latents 0 for all", (collapsed(draw, 30, (0.0,) * 3),), {"threshold": 0.0}),
         Case("three latents the same for all", (collapsed(draw, 7),)),
-        Case("means near 1000", (1000 + columns(draw, 150, 4 * (CLEAR + QUIET)),)),
         Case("tiny means", (1e-6 * columns(draw, 40, CLEAR + QUIET),), {"threshold": 1e-14}),
         Case("huge means", (1e3 * columns(draw, 40, CLEAR + QUIET),), {"threshold": 1e4}),
         Case("all active", (columns(draw, 50, 2 * CLEAR),)),

@@ -815,7 +815,7 @@ return (nll + beta * kl).mean().float()
         ),
         (
             "train_stops_at_100",
-            "updates",
+            "updates training",
             "change the parameters no further",
             "            optimiser.zero_grad()\n",
             "            if step >= 100:\n                break\n            optimiser.zero_grad()\n",
@@ -1105,7 +1105,7 @@ return (nll + beta * kl).mean().float()
             "D",
             "only while the KL is moderate",
             "kl = self.kl(mean, logvar).mean()",
-            "kl = self.kl(mean, logvar).clamp(min=0.5).mean()",
+            "kl = self.kl(mean, logvar).clamp(min=0.02).mean()",
         ),
         (
             "mended_e_generator_set_back",
