@@ -68,6 +68,8 @@ class Row(NamedTuple):
     binary: bool = True
     targets: Mapping[str, tuple[float, float]] = MappingProxyType({})
     """Columns with the least and the largest value that should be reached."""
+    why: str = ""
+    """What is known of why one of them is missed."""
     prior: bool = True
     """Whether the code has the prior N(0, I)."""
     samples: int = 10_000
@@ -76,6 +78,10 @@ class Row(NamedTuple):
 
 MLP = {"hidden": (400, 200)}
 COUNT = 60_000  # training images
+OTHER_FEATURES = (
+    "within a tenth, at one seed: the target was measured with another classifier's features, on which the "
+    "scale of the distance depends"
+)
 GAME = {"lr": 5e-4, "falls": False, "binary": False}
 
 
@@ -108,6 +114,8 @@ ROWS = {
         (120,),
         warmup=5,
         targets={"bound": (0, 90.5), "nll": (0, 86.5)},
+        why="120 epochs take 14 of the 30 minutes; the target was extrapolated from 91.7 after 100 epochs of "
+        "a prototype, and this one is at 92.1",
     ),
     "ladder-bottom-up": Row(
         lambda shape: LadderVAE.build("mlp", shape, (64, 32), hidden=(400, 200), inference="bottom_up"),
@@ -140,15 +148,16 @@ ROWS = {
     "beliefs": Row(lambda shape: TDVAE.build("mlp", shape, 16, memory=200, hidden=(200,)), (20,), warmup=6),
     "vq": Row(partial(discrete, quantizer="ema", latent_dim=16), (12, 12), targets={"bound": (0, 128)}),
     "fsq": Row(partial(discrete, quantizer="fsq", latent_dim=3), (12, 12)),
-    "two-stage": Row(two_stages, (20, 40), binary=False, targets={"frechet": (0, 15)}),
+    "two-stage": Row(two_stages, (20, 40), binary=False, targets={"frechet": (0, 15)}, why=OTHER_FEATURES),
     "adversarial": Row(
         # Codes fill their space, as images do not: a penalty on the critic's slope, which a small data set
-        # needs, costs more than it brings here (a Frechet distance of 30.8).
+        # needs, costs more than it brings here (a Frechet distance of 30.8, at one seed).
         lambda shape: AdversarialAutoencoder.build("mlp", shape, 8, weight=10.0, r1=0.0, **MLP),
         (15,),
         falls=False,
         binary=False,
         targets={"squared_error": (0, 16.7), "frechet": (0, 18.1)},
+        why=OTHER_FEATURES,
     ),
     "gan": Row(
         lambda shape: GAN.build(**gan_parts(shape)),
@@ -160,6 +169,7 @@ ROWS = {
         lambda shape: VAEGAN.build(**gan_parts(shape), gamma=0.1, feature_variance=0.05),
         (16,),
         targets={"frechet": (0, 18), "squared_error": (0, 18)},
+        why=OTHER_FEATURES,
         **GAME,
     ),
 }
@@ -390,6 +400,7 @@ def main(arguments: list[str] | None = None) -> None:
         model, seconds = train(name, row, images, options.folder, options.scale)
         columns = {**measure(model, row, images), "minutes": round(seconds / 60, 2)}
         columns["samples"] = min(row.samples, len(images.test)) if "frechet" in columns else None
+        fails = missed(row, columns) if options.scale == 1 else None
         result = {
             "model": type(model).__name__,
             "data": str(images),
@@ -397,7 +408,8 @@ def main(arguments: list[str] | None = None) -> None:
             "scale": options.scale,
             "columns": {column: columns.get(column) for column in COLUMNS},
             "targets": dict(row.targets),
-            "missed": missed(row, columns) if options.scale == 1 else None,
+            "missed": fails,
+            "why": row.why if fails else "",
             "seeds": 1,
             "versions": {"torch": version("torch")},
         }

@@ -38,8 +38,11 @@ def test_a_chapter_has_all_its_parts(name):
     text, code = "\n".join(cells(name, "markdown")), "\n".join(cells(name, "code"))
     for part in ("After this chapter you can", "**You need**", "**It takes** about", "Symptom first"):
         assert part in text, part
-    for heading in ("## Common mistakes", "## Exercises", "## Summary", "## Further reading"):
-        assert f"\n{heading}" in f"\n{text}", heading
+    headings = ("Common mistakes", "Test yourself", "Exercises", "Summary", "Further reading")
+    places = [f"\n{text}".find(f"\n## {heading}") for heading in headings]
+    assert -1 not in places, headings[places.index(-1)]
+    assert places == sorted(places)
+    assert f'questions.show("{name}")' in code, "no questions"
     exercises = set(re.findall(r"(?m)^:label: (ex-[\w-]+)$", text))
     solutions = set(re.findall(r"\{solution(?:-start)?\} (ex-[\w-]+)\n:class: dropdown", text))
     assert len(exercises) >= 2

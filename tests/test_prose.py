@@ -15,7 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = sorted(
     path
-    for pattern in ("*.md", "book/*.md", "book/*.ipynb", "solutions/*/*.ipynb", "benchmarks/*.md")
+    for pattern in (
+        *("*.md", "book/*.md", "book/*.ipynb", "solutions/*/*.ipynb", "benchmarks/*.md"),
+        "aecourse/questions/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 

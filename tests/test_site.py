@@ -17,7 +17,7 @@ import pytest
 import torch
 from support.browser import chromium, needs_chromium, violations
 
-from aecourse import reference
+from aecourse import questions, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
@@ -381,3 +381,23 @@ def test_frame_slider_by_keyboard_and_by_itself(visit):
     page.wait_for_function("document.querySelector('.frame-slider input').value > 0")
     widget.get_by_role("button", name="Pause").click()
     assert picture.evaluate("(image) => image.naturalWidth") > 100
+
+
+def test_every_question_is_asked_once():
+    asked = [
+        f"question-{name}-{q.name}" for name in questions.CHAPTERS for q in questions.show(name).questions
+    ]
+    pages = "".join((SITE / f"{name}.html").read_text() for name in CHAPTERS)
+    assert sorted(re.findall(r'id="(question-[\w-]+)"', pages)) == sorted(asked)
+
+
+def test_questions_answer_a_keyboard_without_scripts(visit):
+    page = visit("vae.html", java_script_enabled=False)
+    options = page.locator(".aecourse-questions details")
+    reasons = page.locator(".aecourse-questions details > p")
+    assert options.count() == reasons.count() == 4 * len(questions.show("vae").questions)
+    assert not any(reason.is_visible() for reason in reasons.all())
+    options.first.locator("summary").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert [reason.is_visible() for reason in reasons.all()[:3]] == [False, True, False]
