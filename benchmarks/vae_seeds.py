@@ -260,6 +260,7 @@ class Collapse:
                 "above 0.1": int((best.kl > 0.1).sum()),
                 "active": int((1 - best.logvar.exp() > 0.01).sum()),
                 "kl": best.kl.sum().item(),
+                "largest": best.kl.max().item(),
                 "distortion": best.distortion.item(),
             }
         return result
