@@ -428,16 +428,16 @@ EXPERIMENTS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("experiment", choices=EXPERIMENTS)
+def main(experiments: dict, description: str) -> None:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("experiment", choices=experiments)
     parser.add_argument("--seeds", type=int, default=20)
     options = parser.parse_args()
 
     name = data.chosen_name()
     images = data.load(name)
     path = RESULTS / f"seeds-{options.experiment.replace('_', '-')}-{name}.json"
-    experiment = EXPERIMENTS[options.experiment](images)
+    experiment = experiments[options.experiment](images)
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"seeds": {}}
     result |= {"data": str(images), "versions": {"torch": version("torch")}}
     result |= {"fixed": experiment.fixed(), "seeds": result["seeds"]}
@@ -458,4 +458,4 @@ def rounded(value):
 
 
 if __name__ == "__main__":
-    main()
+    main(EXPERIMENTS, __doc__.split("\n")[0])
