@@ -188,7 +188,7 @@ def test_refuses_a_text_with_a_slip(text, message):
 
 
 def test_refuses_a_chapter_without_questions():
-    with pytest.raises(ValueError, match="chapter is 'vea' but must be one of collapse, "):
+    with pytest.raises(ValueError, match="chapter is 'vea' but must be one of climbing, "):
         questions.show("vea")
 
 
