@@ -5,8 +5,16 @@ import math
 import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
+from torch.nn.functional import one_hot
 
 from aecourse import questions
+from aecourse.bayesian_mixtures import (
+    fit_bayesian_mixture,
+    mixture_evidence_bound,
+    mixture_posterior,
+    mixture_prior,
+)
+from aecourse.bounds import elbo_over_classes
 from aecourse.gradients import leave_one_out_baseline, score_function_gradient
 from aecourse.likelihoods import gaussian_kl
 from aecourse.linear import (
@@ -83,6 +91,26 @@ def blend_of_two() -> float:
     return (example - share * one - (1 - share) * other).square().mean().item()
 
 
+def short_of_evidence(k: int) -> float:
+    """How far a bound is below the evidence, a sum over labels, of two points in each of k clusters."""
+    prior, labels = mixture_prior(2), torch.arange(k).repeat_interleave(2)
+    x = 1e4 * torch.randn(k, 2).double()[labels] + torch.randn(2 * k, 2).double()
+
+    def log_joint(labels):
+        r = one_hot(labels, k).double()
+        return mixture_evidence_bound(x, r, mixture_posterior(x, r, prior), prior)
+
+    ways = torch.cartesian_prod(*[torch.arange(k)] * len(x))
+    evidence = torch.stack([log_joint(way) for way in ways]).logsumexp(dim=0)
+    bound = fit_bayesian_mixture(x, k, prior, 50, responsibilities=one_hot(labels, k).double()).history[-1]
+    return (evidence - bound).item()
+
+
+def price_of_certainty(classes: int) -> float:
+    log_q, log_prior = torch.eye(classes).log()[:1], torch.full((classes,), -math.log(classes))
+    return -elbo_over_classes(torch.zeros(1, classes), log_q, log_prior).item()
+
+
 NUMBERS = {
     "collapse threshold": lambda: (
         f"At β = {max(b / 100 for b in range(1, 999) if optimum(b / 100, 0.2, 0.5).active.any()):.1f}"
@@ -94,13 +122,7 @@ NUMBERS = {
     "denoising shrinkage": lambda: "It multiplies by {:.0f}/4 and costs {:.0f}/4".format(
         *(4 * value.sum() for value in optimal_linear_denoiser(points(3.0), 1.0)[1:])
     ),
-    "design how-many-units": lambda: {3: "Three,"}[
-        optimum(1.0, 0.5, 4, 2, 0.9, 0.3).active.sum().item()
-    ],  # the sum of squares has variance 1/2
     "elbo too-narrow": lambda: f"{conditional_deviation(0.8):.1f} of the right one",
-    "em half-or-double": lambda: (
-        f"costs {kl(0, 4.0):.2f} nats for a dimension where the other costs {kl(0, 0.25):.2f}"
-    ),
     "estimation size-of-the-bias": lambda: f"{0.4**2 / 2:.2f} nats too low",
     "estimation noisy-mixture": lambda: f"By {math.log(100):.1f} nats at most",
     "evidence moments": lambda: f"Mean 0 and variance {two_modes(0.5, 2.0, 0.25).variance:.2f}",
@@ -112,6 +134,11 @@ NUMBERS = {
     ),
     "linear left-out": lambda: f"It is {left_out(0, 1):.0f}, and then {left_out(0, 2):.0f}",
     "linear prices": lambda: f"Unit {first_component()},",
+    "mixtures certain-label": lambda: f"It is {price_of_certainty(10):.2f} nats lower",
+    "mixtures copies": lambda: (
+        f"The one with three, by {short_of_evidence(3) - 1 - short_of_evidence(2):.1f} nats"
+    ),
+    "mixtures no-way-back": lambda: f"ψ(0.1) = −{-torch.digamma(torch.tensor(0.1)):.1f}",
     "pitfalls log-k": lambda: f"{math.log(100):.1f} nats too high",
     "sparse threshold": lambda: f"They are {soft_threshold(1.0, 0.6):.1f} and {soft_threshold(0.2, 0.6):.0f}",
     "vae price": lambda: f"{kl(0, 0.01):.2f} and {kl(2, 1.0):.0f}:",
@@ -126,8 +153,21 @@ def test_the_number_in_a_right_answer(place):
     assert NUMBERS[place]() in formulas.to_text(right.text).replace("\xa0", " ")
 
 
-def test_the_blend_of_the_list_costs_five_thirds():
-    (question,) = (question for question in questions.show("deep").questions if question.name == "list")
+def right_reason(chapter: str, name: str) -> str:
+    (question,) = (question for question in questions.show(chapter).questions if question.name == name)
     (right,) = (option for option in question.options if option.right)
-    assert "$5v/3$" in right.reason
+    return right.reason
+
+
+def test_the_blend_of_the_list_costs_five_thirds():
+    assert "$5v/3$" in right_reason("deep", "list")
     assert blend_of_two() == pytest.approx(5 / 3, rel=0.02)
+
+
+def test_the_name_of_one_of_ten_points_pays_though_no_direction_does():
+    reason, spread = (
+        right_reason("design", "below-the-noise"),
+        torch.cov(8**0.5 * torch.eye(10), correction=0),
+    )
+    assert f"costs {math.log(10):.1f} nats and saves {spread.trace() / 2:.1f}" in reason
+    assert f"each eigenvalue is {torch.linalg.eigvalsh(spread)[-1]:.1f} at most" in reason

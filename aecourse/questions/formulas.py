@@ -14,7 +14,7 @@ SIGNS = {
     "lambda": "λ", "mu": "μ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "chi": "χ",
     "Sigma": "Σ", "le": "≤", "ge": "≥", "ne": "≠", "approx": "≈", "sim": "∼", "in": "∈", "to": "→",
     "infty": "∞", "cdot": "·", "times": "×", "pm": "±", "odot": "⊙", "circ": "∘", "sum": "∑", "nabla": "∇",
-    "top": "⊤", "|": "‖", ",": "\u202f", "%": "%",
+    "psi": "ψ", "top": "⊤", "|": "‖", ",": "\u202f", "%": "%",
 }  # fmt: skip
 WORDS = {"log", "exp", "sin", "cos", "max", "min", "det"}
 BOLD = {"mathbf", "boldsymbol"}
