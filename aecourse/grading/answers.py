@@ -21,7 +21,7 @@ NO_PICTURE = "(a picture that cannot be shown)"
 
 # The kinds of pictures that hold no program, and how each begins.
 PICTURES = {"png": b"\x89PNG", "jpeg": b"\xff\xd8", "gif": b"GIF8", "webp": b"RIFF"}
-IN_TEXT = re.compile(r"data:image/([\w.+-]+)[^,\s\"')>]{0,40};base64,([A-Za-z0-9+/=]+(?:%3D)*)")
+IN_TEXT = re.compile(r"data:image/([\w.+-]{1,20})[^,\s\"')>]{0,40};base64,([A-Za-z0-9+/=]+(?:%3D)*)")
 
 
 def joined(source) -> str:
@@ -177,7 +177,7 @@ def answer(
 
 ELSEWHERE = re.compile(
     r"(?i)!\[[^\[\]]*\]\((?!attachment:|\(a picture)([^()\s]+)"
-    r"|<img\b[^>]*?\bsrc=[\"']?(?!attachment:)([^\"'>\s]+)"
+    r"|<img\b[^<>]*?\bsrc=[\"']?(?!attachment:)([^\"'>\s]+)"
 )
 
 

@@ -20,7 +20,7 @@ from nbformat import NotebookNode
 
 from aecourse.grading import answers, imports
 from aecourse.grading.answers import joined
-from aecourse.grading.imports import CONFLICT, tree_of
+from aecourse.grading.imports import in_conflict, tree_of
 from aecourse.grading.words import harmless, in_a_line, listed
 
 LARGEST = 100 * 2**20  # bytes of a notebook, its outputs included
@@ -245,7 +245,9 @@ BEGINNINGS = {
     b"version https://git-lfs": "a pointer of Git LFS, which stands for the notebook in a repository. "
     "Fetch the notebook itself (git lfs pull)",
 }
-WEB_PAGE = re.compile(rb"(?is)\s*(?:<!--.*?-->\s*|<\?xml[^>]*>\s*)*<(?:!doctype\s+html|html|head|body)\b")
+WEB_PAGE = re.compile(
+    rb"(?is)\s*(?:<!--(?:(?!-->).)*-->\s*|<\?xml[^>]*>\s*)*<(?:!doctype\s+html|html|head|body)\b"
+)
 
 
 def decoded(data: bytes) -> tuple[str, list[str]]:
@@ -299,7 +301,7 @@ def opened(text: str) -> dict:
 
 def _broken(text: str) -> str:
     """What text that is no JSON is instead."""
-    if CONFLICT.search(text):
+    if in_conflict(text):
         return (
             "The notebook holds a merge conflict of git (<<<<<<<, =======, >>>>>>>). Decide between the two "
             "versions, and hand in the one that is left."
