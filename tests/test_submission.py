@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -585,6 +586,25 @@ def test_code_that_this_python_cannot_read_is_named():
 # ---- too much of anything
 
 
+@contextlib.contextmanager
+def stopped_after(seconds):
+    """An error after so many seconds of this process's time, for what might not end. (Not on Windows.)"""
+
+    def stop(*_):
+        raise TimeoutError
+
+    if not hasattr(signal, "SIGVTALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 def test_a_notebook_of_an_old_version_is_read_at_once():
     """nbformat's own reader takes a minute and gigabytes for two megabytes of it."""
     old = nbformat.convert(solved(NAME), 3)
@@ -604,6 +624,28 @@ def test_megabytes_of_code_are_not_looked_into():
     assert time.process_time() - start < 4
     assert any(remark.endswith(f"Only {submission.MOST_TEXT} were read.") for remark in found.remarks)
     assert list(found.sources) == list(SOURCE.tasks)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<!---->" * 60 + "x",
+        "<<<<<<< a\n" * 2000 + "=======\n" * 2000,
+        {"cell_type": "code", "source": "<<<<<<< a\n" * 2000 + "=======\n" * 2000 + "import x"},
+        {"cell_type": "markdown", "source": "<img " * 20_000},
+        {"cell_type": "markdown", "source": "data:image/" + "a" * 2_000_000},
+    ],
+    ids=["comments", "conflict", "conflict-in-a-cell", "pictures", "a-kind-of-picture"],
+)
+def test_no_pattern_takes_long(content):
+    """The cells are read where no limit of time is, and one that takes hours would hold up the class."""
+    if isinstance(content, dict):
+        notebook = answered(lambda cells, at: cells.insert(at + 1, content))
+        content = json.dumps(notebook)
+    start = time.process_time()
+    with stopped_after(3):
+        prepare(content.encode(), SOURCE)
+    assert time.process_time() - start < 3
 
 
 def test_a_notebook_of_millions_of_parts_is_refused():
