@@ -1,5 +1,6 @@
 """Reading and mending what students hand in, and what they can find out themselves beforehand. No sandbox."""
 
+import base64
 import contextlib
 import io
 import json
@@ -292,6 +293,12 @@ def moved_up(cells, at):
     cells.insert(3, cells.pop(at))
 
 
+def in_a_copy(cells, at):
+    """With the same id, of which the last is as it was."""
+    cells.insert(3, nbformat.from_dict(cells[at]))
+    cells[3].source = "Half of it."
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [
@@ -303,6 +310,7 @@ def moved_up(cells, at):
         (in_the_text_below, "in a text of the course"),
         (as_a_comment, "in cells below"),
         (moved_up, "elsewhere"),
+        (in_a_copy, "elsewhere"),
     ],
 )
 def test_an_answer_is_kept_wherever_it_stands(change, where):
@@ -371,6 +379,35 @@ def test_pictures_of_an_answer_are_kept(source):
     (cell,) = [cell for cells in found.between.values() for cell in cells if "As here" in cell.source]
     assert list(cell.attachments) == ["picture-1.png"]
     assert "](attachment:picture-1.png)" in cell.source
+
+
+def test_pictures_are_not_taken_for_one_another():
+    """Even if they are called as ours are, of a notebook that was graded before."""
+
+    def change(cells, at):
+        cells[at].source = "First ![](attachment:picture-2.png), then ![](attachment:picture-1.png)"
+        other = base64.b64encode(base64.b64decode(PIXEL) + b"x").decode()
+        cells[at]["attachments"] = {
+            "picture-2.png": {"image/png": PIXEL},
+            "picture-1.png": {"image/png": other},
+        }
+
+    found = prepared(answered(change))
+    assert (
+        found.answers[QUESTION] == "First ![](attachment:picture-1.png), then ![](attachment:picture-2.png)"
+    )
+    assert found.pictures[QUESTION][0] == f"data:image/png;base64,{PIXEL}"
+    assert len(found.pictures[QUESTION]) == 2
+
+
+def test_an_answer_in_place_of_the_question_is_whole():
+    """The words that both have are the student's."""
+    words = "Half of the prior is lost in the decoder: the squared error is a density up to the constant."
+
+    def change(cells, at):
+        cells[at - 1].source = words
+
+    assert prepared(answered(change)).answers[QUESTION] == words
 
 
 def test_what_a_picture_is_not_is_said():
@@ -633,8 +670,13 @@ def test_megabytes_of_code_are_not_looked_into():
         "<<<<<<< a\n" * 2000 + "=======\n" * 2000,
         {"cell_type": "code", "source": "<<<<<<< a\n" * 2000 + "=======\n" * 2000 + "import x"},
         {"cell_type": "markdown", "source": "<img " * 20_000},
+        {
+            "cell_type": "markdown",
+            "source": "attachment:x " * 10_000,
+            "attachments": {f"a{i}": 0 for i in range(50_000)},
+        },
     ],
-    ids=["comments", "conflict", "conflict-in-a-cell", "pictures"],
+    ids=["comments", "conflict", "conflict-in-a-cell", "pictures", "attachments"],
 )
 def test_no_pattern_takes_long(content):
     """The cells are read where no limit of time is, and one that takes hours would hold up the class."""
