@@ -20,9 +20,9 @@ from support.sandbox import WHOLE
 from support.submissions import solved
 
 from aecourse import cli
-from aecourse.grading import preflight, submission
+from aecourse.grading import people, preflight, submission
 from aecourse.grading.submission import KINDS, Assignment, Submission, prepare
-from aecourse.grading.words import harmless
+from aecourse.grading.words import harmless, in_a_line
 
 NAME, TARGET = "elbo", "full_gaussian_kl"
 
@@ -56,6 +56,16 @@ def test_assignment_knows_its_cells(name):
 
 
 # ---- files
+
+
+@pytest.mark.parametrize(
+    "sign", "\xad\u034f\u115f\u1160\u180e\u200b\u202e\u3164\ufeff\uffa0\U0001d173\x9b\x1b\ud800"
+)
+def test_a_name_shows_all_that_it_is(sign):
+    """Two that look alike would be taken for one another."""
+    assert people.objection("ash") == ""
+    assert people.objection(f"ash{sign}") != ""
+    assert in_a_line(f"a{sign}b") in ("a\ufffdb", "a b")
 
 
 def test_find_and_content(tmp_path):
@@ -299,10 +309,16 @@ def in_a_copy(cells, at):
     cells[3].source = "Half of it."
 
 
+def as_a_heading(cells, at):
+    """Which the format does not know any more."""
+    cells[at].source, cells[at].cell_type = "Half of it.", "heading"
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [
         (in_its_place, ""),
+        (as_a_heading, ""),
         (in_its_deleted_place, ""),
         (below_it, "in cells below"),
         (in_several, "in cells below"),

@@ -367,9 +367,11 @@ def _cell(raw) -> NotebookNode:
 
     What is no cell becomes an empty one.
     """
-    if not isinstance(raw, dict) or raw.get("cell_type") not in ("code", "markdown", "raw"):
+    source, pictures = joined(raw.get("source", "")) if isinstance(raw, dict) else "", {}
+    known = isinstance(raw, dict) and raw.get("cell_type") in ("code", "markdown", "raw")
+    if not known and not source.strip():
         return new_cell("raw", "", {}, "")
-    kind, source, pictures = raw["cell_type"], joined(raw.get("source", "")), {}
+    kind = raw["cell_type"] if known else "markdown"  # a heading of an old format, and what else has words
     if kind != "code":
         source, pictures = answers.pictures(raw, source)
     metadata = raw.get("metadata")
@@ -544,10 +546,15 @@ def _mended(given: list, notebook: NotebookNode, places: dict[int, str], release
     last = {name: i for i, name in places.items()}
     cells, position = [], {}  # where the cell of a grade id is now
     for i, cell in enumerate(given):
-        if not isinstance(cell, dict) or cell.get("cell_type") not in ("code", "markdown", "raw"):
+        if not isinstance(cell, dict):
             continue
-        if i < len(notebook.cells) and notebook.cells[i].cell_type != cell["cell_type"]:
+        known = cell.get("cell_type") in ("code", "markdown", "raw")
+        if i < len(notebook.cells) and notebook.cells[i].cell_type != cell.get("cell_type"):
+            if not known and not notebook.cells[i].source:
+                continue
             cell = _of_kind(cell, notebook.cells[i])
+        elif not known:
+            continue
         metadata = cell["metadata"] if isinstance(cell.get("metadata"), dict) else {}
         name, below = places.get(i), None
         if name is not None and last[name] == i:
