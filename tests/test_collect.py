@@ -207,6 +207,46 @@ def test_nobody_is_taken_for_another_one(run, course):
     assert sum("is not named as by Moodle" in line for line in lines) == 1
 
 
+def test_a_name_of_the_students_own_is_nobody_elses(run, course):
+    """Their name on the platform, a folder or a title can look like the platform's word for somebody."""
+    status, lines, there = run(
+        "moodle",
+        {
+            "Bob Brown_77_assignsubmission_file_9_assignsubmission_file_elbo.ipynb": NEW,
+            "Eve_9_assignsubmission_poll_/Bob Brown_77_assignsubmission_file_/elbo.ipynb": NEW,
+            "Cat Coe_78_assignsubmission_file_elbo.ipynb": OLD,
+        },
+    )
+    assert (status, there) == (2, {"78": OLD})
+    assert sum("is not named as by Moodle" in line for line in lines) == 2
+    people = {f"{who}_{who}_{who}_{i}": NEW for i, who in enumerate("xyz")}
+    status, _, there = run("ilias", {f"Problem_Set_1/{who}/elbo.ipynb": NEW for who in people})
+    assert (status, set(there)) == (0, {"78", *"xyz"})
+    files = {f"A_Problem_Set_1/{who}/elbo.ipynb": OLD for who in people}
+    status, lines, there = run("ilias", files, "--assignment", "elbo")
+    assert (status, set(there)) == (2, {"78", *"xyz"})
+    assert sum("is not named as by Ilias" in line for line in lines) == 3
+
+
+def test_another_number_is_another_person(run, course):
+    """Of the same name, in this archive or in the next one."""
+    assert run("canvas", {"doejo_1_5_elbo.ipynb": OLD})[2] == {"doejo": OLD}
+    status, lines, there = run("canvas", {"doejo_2_6_elbo.ipynb": NEW})
+    assert (status, there) == (2, {"doejo": OLD})
+    assert "is of another person" in lines[1]
+    assert run("canvas", {"doejo_1_7_elbo.ipynb": NEW})[2] == {"doejo": NEW}
+    (course / "students.csv").write_text(CLASS)
+    status, lines, there = run("canvas", {"brownbob_9999_1_elbo.ipynb": NEW, "ashalice_5_1_elbo.ipynb": NEW})
+    assert (status, set(there)) == (2, {"doejo", "ashalice"})
+    assert "brownbob_9999_1_elbo.ipynb belongs to nobody" in lines[1]
+    (course / "students.csv").write_text("id\na/b\n")
+    assert run("canvas", {"ab_1_1_elbo.ipynb": NEW})[:2] == (
+        1,
+        ["aecourse: students.csv, row 2: the id a/b cannot be used: it holds a slash, as the path of several "
+         "folders does."],
+    )  # fmt: skip
+
+
 def test_two_people_of_one_name_are_not_one(run):
     status, lines, there = run(
         "canvas",
@@ -382,6 +422,43 @@ def test_bombs_and_damage_cost_nobody_else_anything(run, monkeypatch):
         "f: f_6_6_elbo.ipynb is encrypted.",
     ):
         assert any(words in line for line in lines), words
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED, 99])
+def test_damage_of_any_packing_costs_nobody_else_anything(run, packing):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", packing if packing != 99 else 0) as packed:
+        packed.writestr("a_1_1_elbo.ipynb", os.urandom(100) * 20)
+        packed.writestr("b_2_2_elbo.ipynb", NEW, zipfile.ZIP_STORED)
+        place = packed.getinfo("a_1_1_elbo.ipynb").header_offset + 30 + len("a_1_1_elbo.ipynb")
+    data = bytearray(content.getvalue())
+    data[place + 4 : place + 60] = bytes([255]) * 56  # of LZMA its properties
+    if packing == 99:  # of another program's
+        for start, at in ((data.index(b"PK\3\4"), 8), (data.index(b"PK\1\2"), 10)):
+            data[start + at] = 99
+    status, lines, there = run("canvas", bytes(data))
+    assert (status, there) == (2, {"b": NEW})
+    assert "a: a_1_1_elbo.ipynb is damaged (" in lines[1]
+
+
+def test_what_one_student_hands_in_has_a_limit(run, monkeypatch):
+    """Of files in a zip, and of notebooks in all; and nobody is passed over without a word."""
+    monkeypatch.setattr(collect, "MOST_HELD", 5000)
+    monkeypatch.setattr(collect, "MOST_INSIDE", 30)
+    files = {f"a_1_{i}_elbo-{i}.ipynb": b"x" * 1000 + bytes([i]) for i in range(6)}
+    files["b_2_9_all.zip"] = zipped({f"{i}.txt": b"" for i in range(31)} | {"elbo.ipynb": NEW})
+    files["c_3_9_all.zip"] = zipped({f"{i}/elbo.ipynb": bytes(3000) for i in range(2)})
+    files["d_4_9_elbo.ipynb"] = NEW
+    status, lines, there = run("canvas", files)
+    assert (status, there) == (2, {"d": NEW})
+    for words in ("a: handed in more than 0 MB of notebooks.", "b_2_9_all.zip holds more than 30 files"):
+        assert any(words in line for line in lines), words
+    assert any(line.startswith("c: c_3_9_all.zip") for line in lines)
+    monkeypatch.setattr(collect, "MOST_MEMBERS", 10)
+    files = {f"__MACOSX/._{i}": b"" for i in range(9)} | {f"{who}_1_1_elbo.ipynb": NEW for who in "ef"}
+    status, lines, there = run("canvas", files)
+    assert (status, set(there)) == (2, {"d", "e"})
+    assert "Only the first 10 files were looked at." in lines
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"<html>", None])

@@ -186,6 +186,60 @@ for folder in ("/tmp", "/dev/shm"):
     assert all(confine.MOST_FILES * 0.9 < int(number) <= confine.MOST_FILES for number, _ in found)
 
 
+def test_folders_and_descriptors_end_where_they_should(warm):
+    """What is written to them can be no program, either."""
+    source = """
+import mmap, os
+for folder in ("/tmp", "/dev/shm"):
+    taken = 0
+    try:
+        for number in range(8):
+            with open(f"{folder}/{number}", "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, 2**25)
+                taken += 2**25
+    except OSError as error:
+        print(taken, error.strerror)
+kept = []
+try:
+    while True:
+        kept.append(os.open("/dev/null", 0))
+except OSError as error:
+    print(max(kept), error.strerror)
+    for descriptor in kept:
+        os.close(descriptor)
+for number in range(8):
+    if os.path.exists(f"/tmp/{number}"):
+        os.unlink(f"/tmp/{number}")
+try:
+    with open("/tmp/code", "wb") as file:
+        file.write(bytes(4096))
+    with open("/tmp/code", "rb") as file:
+        mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC, flags=mmap.MAP_PRIVATE)
+except OSError as error:
+    print(error.strerror)
+"""
+    assert printed(warm, source).splitlines() == [
+        f"{2**26} No space left on device",
+        f"{2**26} No space left on device",
+        "63 Too many open files",
+        "Operation not permitted",
+    ]
+
+
+def test_a_child_is_the_first_to_go(warm):
+    """Where memory runs out after all. The warm process stays."""
+    process, scores = warm.process.pid, []
+    with warm.open(Limits(), 60) as session:
+        session.begin()
+        session.ask("cell", "pass")
+        while below := Path(f"/proc/{process}/task/{process}/children").read_text().split():
+            process = int(below[0])
+            scores.append(int(Path(f"/proc/{process}/oom_score_adj").read_text()))
+    *others, child = scores
+    assert child == 1000
+    assert max(others) < 1000
+
+
 def test_no_process_of_the_sandbox_is_root(warm):
     """Its last one runs the students' code; seen from outside, it is nobody where the grader is root."""
     process = warm.process.pid

@@ -1,11 +1,13 @@
 """Reading and mending what students hand in, and what they can find out themselves beforehand. No sandbox."""
 
+import base64
 import contextlib
 import io
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,9 +20,9 @@ from support.sandbox import WHOLE
 from support.submissions import solved
 
 from aecourse import cli
-from aecourse.grading import preflight, submission
+from aecourse.grading import people, preflight, submission
 from aecourse.grading.submission import KINDS, Assignment, Submission, prepare
-from aecourse.grading.words import harmless
+from aecourse.grading.words import harmless, in_a_line
 
 NAME, TARGET = "elbo", "full_gaussian_kl"
 
@@ -54,6 +56,16 @@ def test_assignment_knows_its_cells(name):
 
 
 # ---- files
+
+
+@pytest.mark.parametrize(
+    "sign", "\xad\u034f\u115f\u1160\u180e\u200b\u202e\u3164\ufeff\uffa0\U0001d173\x9b\x1b\ud800"
+)
+def test_a_name_shows_all_that_it_is(sign):
+    """Two that look alike would be taken for one another."""
+    assert people.objection("ash") == ""
+    assert people.objection(f"ash{sign}") != ""
+    assert in_a_line(f"a{sign}b") in ("a\ufffdb", "a b")
 
 
 def test_find_and_content(tmp_path):
@@ -291,10 +303,22 @@ def moved_up(cells, at):
     cells.insert(3, cells.pop(at))
 
 
+def in_a_copy(cells, at):
+    """With the same id, of which the last is as it was."""
+    cells.insert(3, nbformat.from_dict(cells[at]))
+    cells[3].source = "Half of it."
+
+
+def as_a_heading(cells, at):
+    """Which the format does not know any more."""
+    cells[at].source, cells[at].cell_type = "Half of it.", "heading"
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [
         (in_its_place, ""),
+        (as_a_heading, ""),
         (in_its_deleted_place, ""),
         (below_it, "in cells below"),
         (in_several, "in cells below"),
@@ -302,6 +326,7 @@ def moved_up(cells, at):
         (in_the_text_below, "in a text of the course"),
         (as_a_comment, "in cells below"),
         (moved_up, "elsewhere"),
+        (in_a_copy, "elsewhere"),
     ],
 )
 def test_an_answer_is_kept_wherever_it_stands(change, where):
@@ -370,6 +395,35 @@ def test_pictures_of_an_answer_are_kept(source):
     (cell,) = [cell for cells in found.between.values() for cell in cells if "As here" in cell.source]
     assert list(cell.attachments) == ["picture-1.png"]
     assert "](attachment:picture-1.png)" in cell.source
+
+
+def test_pictures_are_not_taken_for_one_another():
+    """Even if they are called as ours are, of a notebook that was graded before."""
+
+    def change(cells, at):
+        cells[at].source = "First ![](attachment:picture-2.png), then ![](attachment:picture-1.png)"
+        other = base64.b64encode(base64.b64decode(PIXEL) + b"x").decode()
+        cells[at]["attachments"] = {
+            "picture-2.png": {"image/png": PIXEL},
+            "picture-1.png": {"image/png": other},
+        }
+
+    found = prepared(answered(change))
+    assert (
+        found.answers[QUESTION] == "First ![](attachment:picture-1.png), then ![](attachment:picture-2.png)"
+    )
+    assert found.pictures[QUESTION][0] == f"data:image/png;base64,{PIXEL}"
+    assert len(found.pictures[QUESTION]) == 2
+
+
+def test_an_answer_in_place_of_the_question_is_whole():
+    """The words that both have are the student's."""
+    words = "Half of the prior is lost in the decoder: the squared error is a density up to the constant."
+
+    def change(cells, at):
+        cells[at - 1].source = words
+
+    assert prepared(answered(change)).answers[QUESTION] == words
 
 
 def test_what_a_picture_is_not_is_said():
@@ -585,6 +639,25 @@ def test_code_that_this_python_cannot_read_is_named():
 # ---- too much of anything
 
 
+@contextlib.contextmanager
+def stopped_after(seconds):
+    """An error after so many seconds of this process's time, for what might not end. (Not on Windows.)"""
+
+    def stop(*_):
+        raise TimeoutError
+
+    if not hasattr(signal, "SIGVTALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 def test_a_notebook_of_an_old_version_is_read_at_once():
     """nbformat's own reader takes a minute and gigabytes for two megabytes of it."""
     old = nbformat.convert(solved(NAME), 3)
@@ -604,6 +677,32 @@ def test_megabytes_of_code_are_not_looked_into():
     assert time.process_time() - start < 4
     assert any(remark.endswith(f"Only {submission.MOST_TEXT} were read.") for remark in found.remarks)
     assert list(found.sources) == list(SOURCE.tasks)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<!---->" * 60 + "x",
+        "<<<<<<< a\n" * 2000 + "=======\n" * 2000,
+        {"cell_type": "code", "source": "<<<<<<< a\n" * 2000 + "=======\n" * 2000 + "import x"},
+        {"cell_type": "markdown", "source": "<img " * 20_000},
+        {
+            "cell_type": "markdown",
+            "source": "attachment:x " * 10_000,
+            "attachments": {f"a{i}": 0 for i in range(50_000)},
+        },
+    ],
+    ids=["comments", "conflict", "conflict-in-a-cell", "pictures", "attachments"],
+)
+def test_no_pattern_takes_long(content):
+    """The cells are read where no limit of time is, and one that takes hours would hold up the class."""
+    if isinstance(content, dict):
+        notebook = answered(lambda cells, at: cells.insert(at + 1, content))
+        content = json.dumps(notebook)
+    start = time.process_time()
+    with stopped_after(3):
+        prepare(content.encode(), SOURCE)
+    assert time.process_time() - start < 3
 
 
 def test_a_notebook_of_millions_of_parts_is_refused():

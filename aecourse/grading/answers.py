@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from aecourse.grading.submission import Assignment
 
 LONGEST = 100_000  # characters of an answer
+MOST = 100  # attachments of a cell
 LARGEST = 20 * 2**20  # characters of all pictures of a cell
 NO_PICTURE = "(a picture that cannot be shown)"
 
 # The kinds of pictures that hold no program, and how each begins.
 PICTURES = {"png": b"\x89PNG", "jpeg": b"\xff\xd8", "gif": b"GIF8", "webp": b"RIFF"}
-IN_TEXT = re.compile(r"data:image/([\w.+-]+)[^,\s\"')>]{0,40};base64,([A-Za-z0-9+/=]+(?:%3D)*)")
+IN_TEXT = re.compile(r"data:image/([\w.+-]{1,20})[^,\s\"')>]{0,40};base64,([A-Za-z0-9+/=]+(?:%3D)*)")
 
 
 def joined(source) -> str:
@@ -65,16 +66,25 @@ def pictures(raw: dict, source: str) -> tuple[str, dict]:
     def in_text(match: re.Match) -> str:
         return named(match[1], match[2].replace("%3D", "=")) or NO_PICTURE
 
-    given = raw.get("attachments")
-    for old, kinds in given.items() if isinstance(given, dict) else ():
+    given, new, used = raw.get("attachments"), {}, set()
+    given = list(given.items()) if isinstance(given, dict) else []
+    for old, kinds in given[:MOST]:
         each = kinds.items() if isinstance(kinds, dict) else ()
-        new = next(filter(None, (named(kind, data) for kind, data in each)), "")
-        new = new or f"{NO_PICTURE} {in_a_line(str(old), 60)}"
-        names = "|".join(map(re.escape, (str(old), quote(str(old), errors="replace"))))
-        pattern = rf"attachment:(?:{names})(?=[\s)\"'>]|$)"
-        source, count = re.subn(pattern, lambda _, new=new: new, source)
-        if not count:
-            source += f"\n\n![]({new})" if new.startswith("attachment:") else f"\n\n{new}"
+        name = next(filter(None, (named(kind, data) for kind, data in each)), "")
+        new[old] = new[quote(old, errors="replace")] = name or f"{NO_PICTURE} {in_a_line(old, 60)}"
+    if new:  # all at once: an old name may be a new one, of another picture
+        names = "|".join(map(re.escape, sorted(new, key=len, reverse=True)))
+
+        def renamed(match: re.Match) -> str:
+            used.add(new[match[1]])
+            return new[match[1]]
+
+        source = re.sub(rf"attachment:({names})(?=[\s)\"'>]|$)", renamed, source)
+    for name in dict.fromkeys(new.values()):
+        if name not in used:
+            source += f"\n\n![]({name})" if name.startswith("attachment:") else f"\n\n{name}"
+    if len(given) > MOST:
+        source += f"\n\n{NO_PICTURE}"
     source = IN_TEXT.sub(in_text, source)
     for name in found:  # in HTML, or named elsewhere in the text
         if f"](attachment:{name})" not in source:
@@ -92,6 +102,8 @@ def typed(given: str, original: str) -> str:
     pieces = re.findall(r"\S+\s*", given[:LONGEST])
     changes = difflib.SequenceMatcher(None, known, words, autojunk=False).get_opcodes()
     runs = ["".join(pieces[k:m]).strip() for kind, _, _, k, m in changes if kind in ("insert", "replace")]
+    if runs and 2 * sum(j - i for kind, i, j, _, _ in changes if kind == "equal") < len(known):
+        return given.strip()  # written in its place: words that both have are the student's
     return "\n".join(runs) + given[LONGEST:]
 
 
@@ -143,9 +155,10 @@ def answer(
             pieces[i] = typed(cells[i].source, given.source)
             where += ["in a text of the course"] if pieces[i] else []
         break
-    if own is not None and own not in pieces and not _same(cells[own], place):
-        pieces[own] = cells[own].source
-        where.append("elsewhere")
+    for i in (i for i, cell in course.items() if place is not None and cell is place):  # copies, too
+        if i not in pieces and not _same(cells[i], place):
+            pieces[i] = cells[i].source
+            where.append("elsewhere")
     found, texts = Answer(), []
     for i, text in sorted(pieces.items()):
         if text.strip():
@@ -177,7 +190,7 @@ def answer(
 
 ELSEWHERE = re.compile(
     r"(?i)!\[[^\[\]]*\]\((?!attachment:|\(a picture)([^()\s]+)"
-    r"|<img\b[^>]*?\bsrc=[\"']?(?!attachment:)([^\"'>\s]+)"
+    r"|<img\b[^<>]*?\bsrc=[\"']?(?!attachment:)([^\"'>\s]+)"
 )
 
 

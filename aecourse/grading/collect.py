@@ -14,7 +14,6 @@ import stat
 import tempfile
 import unicodedata
 import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
 
 MOST_MEMBERS = 50_000  # of an archive
 MOST_BYTES = 8 * 2**30  # read of one, unpacked
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError)
+MOST_HELD = 3 * LARGEST  # bytes of the notebooks of one student, whose attempts are compared
+MOST_INSIDE = 10_000  # members of a zip file that a student handed in
+BROKEN = (Exception,)  # each kind of packing has errors of its own, and zipfile lets those of struct through
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class Unreadable(ValueError):
 class _Budget:
     """So many bytes, for all that is read."""
 
-    def __init__(self):
-        self.left = MOST_BYTES
+    def __init__(self, most: int):
+        self.left = most
 
     def take(self, stream) -> bytes:
         """All of a stream, or an error: what an archive says of sizes need not be true."""
@@ -108,7 +109,7 @@ def members(archive: Path) -> Iterator[Iterator[tuple[str, datetime | None, Call
     Raises:
         ValueError: it is neither; in words for the instructor.
     """
-    budget = _Budget()
+    budget = _Budget(MOST_BYTES)
     if archive.is_dir():
         yield _unpacked(archive, budget)
         return
@@ -130,7 +131,7 @@ def _unpacked(top: Path, budget: _Budget) -> Iterator[tuple[str, datetime | None
 
 
 def _packed(packed: zipfile.ZipFile, budget: _Budget) -> Iterator[tuple[str, datetime | None, Callable]]:
-    for info in packed.infolist()[:MOST_MEMBERS]:
+    for info in packed.infolist():
         name = info.orig_filename if "\0" in info.orig_filename else info.filename
         if not info.flag_bits & 0x800:  # no word on its encoding, and many write UTF-8 all the same
             with contextlib.suppress(UnicodeError):
@@ -188,7 +189,7 @@ MOODLE = re.compile(
 BLACKBOARD = re.compile(
     r"(?P<who>.+?)_attempt_(?P<stamp>\d{4}(?:-\d\d){5})(?:_(?P<name>.+)|\.txt)?", re.DOTALL
 )
-ILIAS = re.compile(r"(?P<who>.+_.+)_(?P<number>\d+)", re.DOTALL)
+ILIAS = re.compile(r"(?P<who>.+_.+_.+)_(?P<number>\d+)", re.DOTALL)
 STAMPED = re.compile(r"(?P<stamp>\d{14})_(?P<name>.+)", re.DOTALL)
 LATE = re.compile(
     r"(?i)(?:late submission|delivered late|submitted late|verspätete (?:abgabe|einreichung))[ _]*-[ _]*"
@@ -209,11 +210,13 @@ def _moodle(parts: list[str], time: datetime | None, read: Callable) -> Item | N
     """``Full Name_participant_assignsubmission_file_/elbo.ipynb``, or all in the file's name."""
     for i, part in enumerate(parts):
         found = MOODLE.fullmatch(part)
+        if not found and "_assignsubmission_" in part:
+            return None  # of another kind; what is below it is named by the student
         if found:
             if "_assignsubmission_" in found["who"] or (i < len(parts) - 1 and found["name"]):
                 return None  # a name that looks like two people's
             name = parts[-1] if i < len(parts) - 1 else found["name"]
-            if not name:
+            if not name or (i == len(parts) - 1 and "_assignsubmission_" in name):
                 return None
             order = (time.timestamp() if time else 0.0,)
             return Item("/".join(parts), (found["who"],), found["number"], name, read, order, time)
@@ -235,20 +238,19 @@ def _blackboard(parts: list[str], time: datetime | None, read: Callable) -> Item
 
 def _ilias(parts: list[str], time: datetime | None, read: Callable) -> Item | None:
     """``.../Last_First_login_number/elbo.ipynb``, with the time before the name in some versions."""
-    for part in parts[:-1]:
-        found = ILIAS.fullmatch(part)
-        if found:
-            name, when = parts[-1], None
-            late = LATE.match(name) is not None
-            name = LATE.sub("", name, count=1)
-            if stamped := STAMPED.fullmatch(name):
-                with contextlib.suppress(ValueError, OverflowError):
-                    when = datetime.strptime(stamped["stamp"], "%Y%m%d%H%M%S").astimezone()
-                    name = stamped["name"]
-            order = ((when or time).timestamp() if when or time else 0.0,)
-            who = _endings(found["who"])
-            return Item("/".join(parts), who, found["number"], name, read, order, when, late)
-    return None
+    folders = list(filter(None, map(ILIAS.fullmatch, parts[:-1])))
+    if len(folders) != 1:  # a title can look like a person
+        return None
+    (found,), name, when = folders, parts[-1], None
+    late = LATE.match(name) is not None
+    name = LATE.sub("", name, count=1)
+    if stamped := STAMPED.fullmatch(name):
+        with contextlib.suppress(ValueError, OverflowError):
+            when = datetime.strptime(stamped["stamp"], "%Y%m%d%H%M%S").astimezone()
+            name = stamped["name"]
+    order = ((when or time).timestamp() if when or time else 0.0,)
+    who = _endings(found["who"])
+    return Item("/".join(parts), who, found["number"], name, read, order, when, late)
 
 
 def _endings(words: str) -> tuple[str, ...]:
@@ -276,10 +278,12 @@ class Class:
         self.students = people.students(root)
         self.groups = people.groups(root, assignment)
         self.numbers, self.names = defaultdict(set), defaultdict(set)
+        self.numbered: set[str] = set()  # whose number the platform has been asked for
         for student, row in self.students.items():
             for column in (platform, f"{platform}_id"):
                 if row.get(column):
                     self.numbers[row[column]].add(student)
+                    self.numbered |= {student} if row[column].isdigit() else set()
             first, last = row.get("first_name", ""), row.get("last_name", "")
             for name in (first + last, last + first) if first or last else ():
                 self.names[_plain(name)].add(student)
@@ -298,6 +302,8 @@ class Class:
         known = known or {s for w in item.who for s in self.students if _plain(w) and _plain(s) == _plain(w)}
         for who in item.who:
             known |= self.names.get(_plain(who), set())
+        if item.number and platform != "moodle":  # whose numbers are of one assignment
+            known -= self.numbered  # the number is another one: a person of the same name
         if known:
             return self._only(known)
         if self.students:
@@ -341,7 +347,10 @@ def _collected(
     course: "Course", found: Iterator, platform: str, assignment: str | None, dry: bool
 ) -> tuple[str, Outcome]:
     outcome, items = Outcome(), []
-    for path, time, read in found:
+    for number, (path, time, read) in enumerate(found):
+        if number >= MOST_MEMBERS:
+            outcome.left.append(f"Only the first {MOST_MEMBERS} files were looked at.")
+            break
         shown, parts = in_a_line(path, 160), [part for part in path.split("/") if part not in ("", ".")]
         if not parts or any(part.lower() in LEFT_BEHIND or part.startswith("._") for part in parts):
             continue
@@ -351,9 +360,6 @@ def _collected(
             outcome.left.append(f"{shown} is not named as by {platform.capitalize()}.")
         else:
             items.append(item)
-        if len(items) + len(outcome.left) >= MOST_MEMBERS:
-            outcome.left.append(f"Only the first {MOST_MEMBERS} files were looked at.")
-            break
     assignments = course.assignments
     name = assignment or _named_after(items, assignments)
     if name not in assignments:
@@ -430,6 +436,8 @@ def _chosen(own: list[Item], name: str, assignments: list[str], outcome: Outcome
                 outcome.notes.append(f"{here} is no notebook.")
         except Unreadable as error:
             troubles.append(f"{here} {error}")
+        if sum(len(data) for _, data in notebooks) > MOST_HELD:
+            raise ValueError(f"handed in more than {MOST_HELD // 2**20} MB of notebooks")
     if not notebooks:
         raise ValueError(
             "; ".join(troubles) or f"no notebook among {listed([in_a_line(i.path) for i in own])}"
@@ -459,10 +467,12 @@ def _chosen(own: list[Item], name: str, assignments: list[str], outcome: Outcome
 def _inside(item: Item) -> list[tuple[Item, bytes]]:
     """The notebooks in a zip file that a student handed in; all of them are that student's, whatever they are
     called."""
-    found = []
+    found, data = [], item.read()
+    if data.count(b"PK\1\2") > MOST_INSIDE:  # zipfile would read the names of them all
+        raise Unreadable(f"holds more than {MOST_INSIDE} files")
     try:
-        with zipfile.ZipFile(io.BytesIO(item.read())) as packed:
-            for path, _, read in _packed(packed, _Budget()):
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            for path, _, read in _packed(packed, _Budget(MOST_HELD)):
                 name = path.rpartition("/")[2]
                 if _is_notebook(name) and not name.startswith("._") and "__MACOSX" not in path:
                     found.append((replace(item, path=f"{item.path}/{path}", name=name), read()))
@@ -485,6 +495,14 @@ def _file_away(item: Item, data: bytes, place: Path, record: Path, platform: str
     target, mark = place / f"{place.name}.ipynb", hashlib.sha256(data).hexdigest()
     if place.is_symlink() or place.parent.is_symlink() or target.is_symlink():
         raise ValueError(f"was not filed: {in_a_line(str(place))} is a link")
+    about = {
+        "platform": platform,
+        "who": item.number or item.who[-1],
+        "file": in_a_line(item.path, 200),
+        "sha256": mark,
+        "order": list(item.order),
+    }
+    about |= {"time": item.time.isoformat() if item.time else None, "late": item.late}
     if os.path.lexists(target):
         if not target.is_file():
             raise ValueError(f"was not filed: {in_a_line(str(target))} is no file")
@@ -492,19 +510,14 @@ def _file_away(item: Item, data: bytes, place: Path, record: Path, platform: str
         if there == mark:
             return False
         known = _known(record)
+        if known.get("who", about["who"]) != about["who"]:
+            raise ValueError(f"was not filed: what is at {in_a_line(str(target))} is of another person")
         if known.get("sha256") != there or known.get("platform") != platform:
             raise ValueError(f"was not filed: {in_a_line(str(target))} came another way. Move it away first")
         if not known["order"] < list(item.order):
             raise ValueError(f"was not filed: what is at {in_a_line(str(target))} is newer")
     if dry:
         return True
-    about = {
-        "platform": platform,
-        "file": in_a_line(item.path, 200),
-        "sha256": mark,
-        "order": list(item.order),
-    }
-    about |= {"time": item.time.isoformat() if item.time else None, "late": item.late}
     place.mkdir(parents=True, exist_ok=True)
     record.parent.mkdir(parents=True, exist_ok=True)
     _replace(record, json.dumps(about).encode())

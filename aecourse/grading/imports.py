@@ -13,7 +13,8 @@ from aecourse.grading.words import in_a_line, listed
 
 MOST = 200_000  # characters of code that is looked into: Python's parser takes seconds for a million
 MAGIC = re.compile(r"(?m)^([ \t]*)[%!].*$")
-CONFLICT = re.compile(r"(?m)^<{7} .*$[\s\S]*?^={7}$[\s\S]*?^>{7} ")  # that git leaves between two versions
+# What git leaves around and between two versions.
+CONFLICT = [re.compile(mark, re.M) for mark in (r"^<{7} ", r"^={7}\r?$", r"^>{7} ")]
 
 
 def tree_of(source: str) -> ast.Module | None:
@@ -23,6 +24,16 @@ def tree_of(source: str) -> ast.Module | None:
     with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
         return ast.parse(MAGIC.sub(r"\1pass", source))
     return None
+
+
+def in_conflict(text: str) -> bool:
+    """Whether git has left a merge conflict in a text. (One pattern for all would take hours for some.)"""
+    place = 0
+    for mark in CONFLICT:
+        if (found := mark.search(text, place)) is None:
+            return False
+        place = found.end()
+    return True
 
 
 def modules(node: ast.AST) -> set[str]:
@@ -169,7 +180,7 @@ def looked_into(sources: Iterable[str], brought: Iterable[str]) -> tuple[list[st
             break
         cell = f"the cell that begins with: {in_a_line(source)}"
         if (tree := tree_of(source)) is None:
-            if CONFLICT.search(source):
+            if in_conflict(source):
                 remarks.append(f"A merge conflict of git (<<<<<<<, =======, >>>>>>>) is in {cell}")
             elif syntax := newer_python(source):
                 remarks.append(f"Python {version}, which grades, cannot read {syntax} in {cell}")

@@ -20,6 +20,8 @@ def objection(name: str) -> str:
         return "begins with a full stop, as hidden files do"
     if UNSHOWN.search(name) or "\n" in name or "\t" in name:
         return "holds characters that cannot be shown"
+    if "/" in name:
+        return "holds a slash, as the path of several folders does"
     if name != name.strip():
         return "begins or ends with a space"
     if size > LONGEST_NAME or len(name) > LONGEST_ID:

@@ -201,7 +201,7 @@ def _imports(notebook, release: Assignment) -> Iterator[Finding]:
         )
         yield Finding("note", f"{words} what needs it gets no points. Do without it where points are given.")
     for source in own:
-        if imports.CONFLICT.search(source):
+        if imports.in_conflict(source):
             yield Finding("problem", f"A merge conflict of git is in the cell {in_a_line(source)}")
         elif imports.NEWER.search(source):
             words = "uses syntax of Python 3.12 or later, which the grader may not be able to read."

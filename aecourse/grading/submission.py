@@ -20,7 +20,7 @@ from nbformat import NotebookNode
 
 from aecourse.grading import answers, imports
 from aecourse.grading.answers import joined
-from aecourse.grading.imports import CONFLICT, tree_of
+from aecourse.grading.imports import in_conflict, tree_of
 from aecourse.grading.words import harmless, in_a_line, listed
 
 LARGEST = 100 * 2**20  # bytes of a notebook, its outputs included
@@ -245,7 +245,9 @@ BEGINNINGS = {
     b"version https://git-lfs": "a pointer of Git LFS, which stands for the notebook in a repository. "
     "Fetch the notebook itself (git lfs pull)",
 }
-WEB_PAGE = re.compile(rb"(?is)\s*(?:<!--.*?-->\s*|<\?xml[^>]*>\s*)*<(?:!doctype\s+html|html|head|body)\b")
+WEB_PAGE = re.compile(
+    rb"(?is)\s*(?:<!--(?:(?!-->).)*-->\s*|<\?xml[^>]*>\s*)*<(?:!doctype\s+html|html|head|body)\b"
+)
 
 
 def decoded(data: bytes) -> tuple[str, list[str]]:
@@ -299,7 +301,7 @@ def opened(text: str) -> dict:
 
 def _broken(text: str) -> str:
     """What text that is no JSON is instead."""
-    if CONFLICT.search(text):
+    if in_conflict(text):
         return (
             "The notebook holds a merge conflict of git (<<<<<<<, =======, >>>>>>>). Decide between the two "
             "versions, and hand in the one that is left."
@@ -365,9 +367,11 @@ def _cell(raw) -> NotebookNode:
 
     What is no cell becomes an empty one.
     """
-    if not isinstance(raw, dict) or raw.get("cell_type") not in ("code", "markdown", "raw"):
+    source, pictures = joined(raw.get("source", "")) if isinstance(raw, dict) else "", {}
+    known = isinstance(raw, dict) and raw.get("cell_type") in ("code", "markdown", "raw")
+    if not known and not source.strip():
         return new_cell("raw", "", {}, "")
-    kind, source, pictures = raw["cell_type"], joined(raw.get("source", "")), {}
+    kind = raw["cell_type"] if known else "markdown"  # a heading of an old format, and what else has words
     if kind != "code":
         source, pictures = answers.pictures(raw, source)
     metadata = raw.get("metadata")
@@ -542,10 +546,15 @@ def _mended(given: list, notebook: NotebookNode, places: dict[int, str], release
     last = {name: i for i, name in places.items()}
     cells, position = [], {}  # where the cell of a grade id is now
     for i, cell in enumerate(given):
-        if not isinstance(cell, dict) or cell.get("cell_type") not in ("code", "markdown", "raw"):
+        if not isinstance(cell, dict):
             continue
-        if i < len(notebook.cells) and notebook.cells[i].cell_type != cell["cell_type"]:
+        known = cell.get("cell_type") in ("code", "markdown", "raw")
+        if i < len(notebook.cells) and notebook.cells[i].cell_type != cell.get("cell_type"):
+            if not known and not notebook.cells[i].source:
+                continue
             cell = _of_kind(cell, notebook.cells[i])
+        elif not known:
+            continue
         metadata = cell["metadata"] if isinstance(cell.get("metadata"), dict) else {}
         name, below = places.get(i), None
         if name is not None and last[name] == i:
