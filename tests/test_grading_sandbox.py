@@ -37,7 +37,7 @@ def printed(warm: Sandbox, source: str) -> str:
     with warm.open(Limits(), 60) as session:
         session.begin()
         error, _ = session.ask("cell", source)
-        assert error == "", error
+        assert error is None, error
         return session.take_printed()
 
 

@@ -351,6 +351,8 @@ def _filed_under(test: "Test", source: str) -> str:
     """The words that stand for a failed test without a slip: those of the course, and never a student's."""
     if not test.brief:  # a test of the instructor's own
         return test.message if test.message in source else "A test of the instructor's own is not passed."
+    if error := re.match(r"raised (\w+): ", test.brief):
+        return f"raised {error[1]}" if hasattr(builtins, error[1]) else "raised an error"
     return re.sub(
         r"^an? (\w+) (?=is (?:returned|made))",
         lambda kind: kind[0] if hasattr(builtins, kind[1]) else "something else ",
