@@ -438,6 +438,13 @@ def test_a_copy_of_a_ready_made_answer_refuses_too():
 
     from torch.distributions import kl
 
+    for names in [
+        (),
+        ("torch.special",),
+        ("torch.distributions.normal",),
+    ]:  # other tasks
+        with banned(names):
+            pass
     copies = [FunctionType(kl._kl_normal_normal.__code__, vars(kl))]
     right = float(kl.kl_divergence(P, Q))
     for _ in range(2):

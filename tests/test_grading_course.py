@@ -169,7 +169,7 @@ def kill(process: int, whom: str) -> None:
 @pytest.mark.parametrize("whom", ["coordinator", "worker", "group", "Ctrl-C"])
 @pytest.mark.seconds(20)
 def test_a_killed_run_loses_nothing_and_grades_nothing_twice(tmp_path, whom):
-    course = course_with(tmp_path, {f"student-{i}": solved("elbo") for i in range(6)})
+    course = course_with(tmp_path, {f"student-{i}": solved("elbo") for i in range(16)})
     verdicts = course / ".aecourse" / "elbo" / "verdicts"
     process = subprocess.Popen(
         command("--workers", 2), cwd=course, start_new_session=True, stdout=subprocess.DEVNULL
@@ -194,7 +194,7 @@ def test_a_killed_run_loses_nothing_and_grades_nothing_twice(tmp_path, whom):
     assert done.returncode == 0, done.stderr
     assert {name: (verdicts / name).read_text() for name in kept} == kept  # not graded again
     found = scores(course)
-    assert set(found) == {f"student-{i}" for i in range(6)}
+    assert set(found) == {f"student-{i}" for i in range(16)}
     full = AUTOGRADED["elbo"] | dict.fromkeys(WRITTEN["elbo"])
     assert all(points == full for points in found.values())
     for student in found:

@@ -55,8 +55,8 @@ def banned(names: tuple[str, ...]) -> Iterator[None]:
     Raises:
         Refused: at the end, if something has been put back in the meantime.
     """
-    library, named, own = _refusals(names, len(sys.modules))  # an import may bring more of them
-    exchanges = [*library, *named, *_copies(names, named, own)]
+    library, named = _refusals(names, len(sys.modules))  # an import may bring more of them
+    exchanges = [*library, *named, *_copies(names, named)]
     codes = [function.__code__ for function, _ in exchanges]
     try:
         for function, refusal in exchanges:
@@ -90,13 +90,12 @@ Exchanges = list[tuple[types.FunctionType, types.CodeType]]
 
 
 @functools.lru_cache(maxsize=64)
-def _refusals(names: tuple[str, ...], loaded: int) -> tuple[Exchanges, Exchanges, tuple]:
+def _refusals(names: tuple[str, ...], loaded: int) -> tuple[Exchanges, Exchanges]:
     """The functions that `banned` exchanges, each once, and what for: those of the library, then those of
-    these names; and what `_copies` wants of the latter. Looked up once for many calls."""
+    these names. Looked up once for many calls."""
     library = {f: r for module in LIBRARY for f, r in _refused(f"aecourse.{module}")}
     named = {f: r for name in names for f, r in _refused(name)}
-    codes = (_refusal.__code__, *(function.__code__ for function in named))
-    return list(library.items()), list(named.items()), codes
+    return list(library.items()), list(named.items())
 
 
 def _refused(name: str) -> Iterator[tuple[types.FunctionType, types.CodeType]]:
@@ -107,14 +106,19 @@ def _refused(name: str) -> Iterator[tuple[types.FunctionType, types.CodeType]]:
 _last_copies: dict[tuple[str, ...], tuple[list[int], Exchanges]] = {}
 
 
-def _copies(names: tuple[str, ...], exchanges: Exchanges, codes: tuple[types.CodeType, ...]) -> Exchanges:
+def _copies(names: tuple[str, ...], exchanges: Exchanges) -> Exchanges:
     """Other functions that somebody has made of the code of these, and what to exchange it for.
 
-    Who has one holds on to the code, which shows in its count of references; else nothing is looked for.
-
-    codes: theirs, after one of which nobody makes another function, and which so has the usual count.
+    Who has one holds on to the code, which shows in its count of references; else nothing is looked for. The
+    usual count is that of a function that nobody else knows. (Nothing here may keep a code for longer than a
+    call: that would add to some counts and not to others.)
     """
-    usual, *counts = map(sys.getrefcount, codes)
+
+    def unknown() -> None:
+        pass
+
+    usual = sys.getrefcount(unknown.__code__) - 1  # this function's constants hold it, too
+    counts = [sys.getrefcount(function.__code__) for function, _ in exchanges]
     if max(counts, default=usual) <= usual:
         return []
     before, found = _last_copies.get(names, ([], []))
