@@ -7,6 +7,7 @@ that a way leads there at all, it is tried once more while nothing is hidden.
 import contextlib
 import json
 import re
+from dataclasses import replace
 from textwrap import indent
 
 import nbformat
@@ -210,6 +211,47 @@ def test_what_was_kept_in_a_hidden_test_is_shown_nowhere(way):
     shown, secret, verdict = everything_shown(bundle("elbo", tests, [FIRST, tests[0], *LATER[way], tests[1]]))
     assert verdict.tests[0].message == ""  # it has seen them all
     assert [code for code in secret if code in shown] == []
+
+
+# Which of many cells does something says as much as what it does.
+WHICH = {
+    "raises": "if KEPT and int(KEPT[0]) >> {n} & 1: raise ValueError",
+    "ends the process": "import os\nif KEPT and int(KEPT[0]) % 8 == {n}: os._exit(0)",
+    "had the function": "if KEPT and int(KEPT[0]) % 8 == {n}: raise ValueError({n})\n# full_gaussian_kl",
+}
+
+
+def shown_to_student(bundle, seed):
+    """The page, and what nbgrader's own feedback shows of the cells, with hidden inputs from another seed."""
+    pytest.importorskip("nbgrader")
+    from aecourse.grading import pages, worker
+    from aecourse.grading.feedback import HideTests
+    from aecourse.grading.submission import Assignment
+
+    bundle = replace(bundle, source=re.sub(r"seed=\d+", f"seed={seed}", bundle.source))
+    verdict = worker.Verdict.of(worker.grade(bundle))
+    notebook = nbformat.reads(verdict.notebook, 4)
+    HideTests().preprocess(notebook, {})
+    page = pages.feedback_page(verdict, Assignment.of(bundle.assignment, bundle.source), {})
+    return page, [cell.get("outputs") for cell in notebook.cells], verdict.remarks
+
+
+@needs_sandbox
+@pytest.mark.parametrize("way", WHICH)
+def test_which_cell_does_something_after_a_hidden_test_is_shown_nowhere(way):
+    tests = ["gaussian_kl_values", "full_gaussian_kl_checks"]
+    cells = [WHICH[way].format(n=n) for n in range(8)]
+    handed_in = bundle("elbo", tests, [FIRST, tests[0], *cells, tests[1]])
+    assert shown_to_student(handed_in, seed=111) == shown_to_student(handed_in, seed=222)
+
+
+@needs_sandbox
+def test_a_cell_that_ends_its_process_is_told_where_no_hidden_test_was_run():
+    tests = ["gaussian_kl_values", "full_gaussian_kl_checks"]
+    ends = "import os\nos._exit(0)"
+    page, _, remarks = shown_to_student(bundle("elbo", tests, [FIRST, tests[0], ends, SECOND, tests[1]]), 111)
+    assert [r for r in remarks if "ended the whole process" in r and r.endswith("It begins with: import os")]
+    assert "below hidden tests" not in page
 
 
 @needs_sandbox

@@ -1427,6 +1427,13 @@ def train_updates(task: Task, student: Student, draw: Draw) -> None:
             f"{', '.join(still[:1])} did not move in two epochs. Are all parameters in the optimiser, "
             "and does the loss reach all of them?",
         )
+    shaded = torch.where(few > 0.5, (1 + few) / 2, few / 2)  # the same on each side of one half
+    other = trained(student, shaded, 3, 2, 5)[1]
+    needs(
+        any(not torch.equal(end[name], other[name]) for name in end),
+        "other shades of grey give the same parameters. A pixel may be anything from 0 to 1, and is trained "
+        "on as it is.",
+    )
     untrained = [trained(student, x, 2, 0, 3, where="no epochs")[1] for x in (images, 1 - images)]
     needs(
         equal_states(*untrained),

@@ -39,6 +39,7 @@ MOST_CHILDREN = 20  # of one submission
 MEMORY = 4 * 2**30  # bytes that this process may take for a submission, beyond what it has
 SECONDS = 60.0  # of processor time that a test may take here; the longest needs ten
 HIDDEN = re.compile(r"BEGIN\s+HIDDEN", re.IGNORECASE)  # in the source of a test whose inputs are secret
+BELOW, BEGINS = " It stands below hidden tests.", " It begins with: "  # what is said of a cell
 UNSHOWN = "What this cell and those below put out is not shown: they ran after hidden tests.\n"
 
 
@@ -302,6 +303,7 @@ class _Run:
         failed: the error of a step's cell, by its source.
         missing: for tests that found no function, the message without what its cell ended with.
         withheld: the names of tests, and the sources of cells, that would say more.
+        ended: whether one of these cells has ended the child.
         unshown: steps whose output is withheld.
         skipped: cells that end the child.
         ends: how often a function ended the child.
@@ -321,6 +323,7 @@ class _Run:
     failed: dict[str, str] = field(default_factory=dict)
     missing: dict[str, core.Wrong] = field(default_factory=dict)
     withheld: set[str] = field(default_factory=set)
+    ended: bool = False
     unshown: set[int] = field(default_factory=set)
     skipped: set[int] = field(default_factory=set)
     ends: Counter[str] = field(default_factory=Counter)
@@ -387,7 +390,12 @@ class _Run:
             self.skipped.add(i)
             words = self._words(gone.reason, "A cell")
             self.failed[source] = words
-            self.remarks.append(safe(f"{words} It begins with: {_line(source, 0)[:80]}"))
+            if self.secrets:
+                self.ended, self.withheld = True, self.withheld | {source}
+                remark = words + BELOW
+            else:
+                remark = safe(f"{words}{BEGINS}{_line(source, 0)[:80]}")
+            self.remarks += [remark] if remark not in self.remarks else []
             self.status, self.human = self.status or _status(gone.reason), True
             return False
         printed, words = session.take_printed(), str(error)
@@ -479,8 +487,9 @@ class _Run:
         sources = [source for source in self.failed if wrong.function in source]
         if not sources:
             return wrong.sentence
-        self.withheld |= {name} if sources[0] in self.withheld else set()
-        return f"{wrong.sentence} (Its cell ended with: {self.failed[sources[0]]})"
+        known = [self.failed[source] for source in sources if source not in self.withheld]
+        self.withheld |= set() if known else {name}  # which of its cells it is could tell much
+        return f"{wrong.sentence} (Its cell ended with: {known[0] if known else 'an error'})"
 
     def _own(self, name: str, error: Exception, source: str) -> tuple[str, dict]:
         """The message of a test of the instructor's own, and more attributes of the `Test`.
@@ -564,7 +573,7 @@ def _told(run: _Run) -> _Run:
     deadline = time.monotonic() + run.limits.seconds
     run = _finished(run, deadline)
     withheld = run.withheld & set(run.assignment.tests)
-    if not withheld or time.monotonic() > deadline - run.limits.seconds / 2:
+    if not (withheld or run.ended) or time.monotonic() > deadline - run.limits.seconds / 2:
         return run
     steps = [
         (i, (kind, what))
@@ -576,6 +585,9 @@ def _told(run: _Run) -> _Run:
     run.outputs |= {steps[i][0]: printed for i, printed in other.outputs.items()}
     run.unshown -= set(run.outputs)
     run.failed |= other.failed
+    run.withheld -= set(other.failed)
+    known = {remark.partition(BEGINS)[0] + BELOW for remark in other.remarks} | set(other.remarks)
+    run.remarks = [remark for remark in run.remarks if remark not in known] + other.remarks
     said = {test.name: test for test in other.tests if test.message}
     for number, test in enumerate(run.tests):
         if test.name in run.missing:

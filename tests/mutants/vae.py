@@ -724,6 +724,13 @@ return (nll + beta * kl).mean().float()
         ),
         ("train_training_mode", "checks", "call .eval()", "    vae.eval()\n", ""),
         (
+            "train_images_binarised",
+            "updates",
+            "other shades of grey",
+            "    x = images",
+            "    images = (images > 0.5).float()\n    x = images",
+        ),
+        (
             "train_encoder_only",
             "updates training",
             "decoder.hidden.weight",
