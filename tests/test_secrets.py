@@ -338,7 +338,10 @@ def test_nbgraders_own_feedback_shows_nothing_that_came_after_a_hidden_test():
         ("print(KEPT)", [stream("555"), error("E666", "777")]),
     ]
     notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source, outputs=outputs) for source, outputs in sources]
+        cells=[
+            nbformat.v4.new_code_cell(source, outputs=outputs, id=name)  # a random one may hold any digits
+            for name, (source, outputs) in zip("abcdefgh", sources)
+        ]
     )
     HideTests().preprocess(notebook, {})
     text = nbformat.writes(notebook)
