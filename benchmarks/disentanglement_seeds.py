@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from autoencoder_seeds import rounded
 
 from aecourse import VAE, fit, mean_loss
 from aecourse.disentanglement import beta_vae_score, dci, factor_vae_score, mutual_information_gap
@@ -122,15 +123,6 @@ def row(contender, seed: int) -> dict:
         "squared correlations": torch.corrcoef(pairs)[:LATENT_DIM, LATENT_DIM:].square().tolist(),
         "seconds": seconds,
     }
-
-
-def rounded(value):
-    """Floats with four digits, everywhere inside."""
-    if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [rounded(one) for one in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def main() -> None:
