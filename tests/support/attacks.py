@@ -943,6 +943,7 @@ for name, body, says in (
     ("meta", "return right(mean, cov).to('meta')", RETURNS),
     ("sparse", "return right(mean, cov).to_sparse()", RETURNS),
     ("nested", "return torch.nested.nested_tensor([mean, mean])", RETURNS),
+    ("nested-turned", "return torch.nested.nested_tensor([mean, mean]).transpose(1, 2)", RETURNS),
     ("quantized", "return torch.quantize_per_tensor(mean.float(), 1.0, 0, torch.qint8)", RETURNS),
     ("integers", "return right(mean, cov).long()", BAD),
     ("a-huge-tensor", "return torch.zeros(2**27)", "too much data"),
