@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY := PASSIVE
 help:
 	@echo 'make book         set up and build the website (PYTHON=python3.12 chooses an interpreter)'
 	@echo 'make serve        show it at http://127.0.0.1:$(PORT) (PORT=8080 chooses another)'
-	@echo 'make test         set up, build the website and run every test (a quarter of an hour on two cores)'
+	@echo 'make test         set up, build the website and run every test (twenty minutes on two cores)'
 	@echo 'make check        the core and a sample of everything else, for every save'
 	@echo 'make setup        set up only'
 	@echo 'make lint         check the style of code and notebooks'
